@@ -1,0 +1,73 @@
+"""N independent K-way categoricals, as functions of their logits (..., N, K).
+
+Codes are one-hot, (..., N, K). Leading dimensions are samples S and batch B, in this order.
+Logarithms are natural and every sum runs over the latents: nats per image.
+"""
+
+import torch
+from torch import Tensor
+
+
+def gradient_of(x: Tensor) -> Tensor:
+    """Zero forward, x backward: `z + gradient_of(s)` *is* z, and differentiates as s."""
+    return x - x.detach()
+
+
+def gumbel_noise(
+    logits: Tensor, samples: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Standard Gumbel noise (samples, *logits.shape), in float32 or better.
+
+    -log E with E ~ Exp(1). E can be drawn as exactly 0, on CUDA and in low precision; it is
+    clamped to the smallest normal number, so that the noise is finite.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    noise = torch.empty((samples, *logits.shape), dtype=dtype, device=logits.device)
+    return noise.exponential_(generator=generator).clamp_(torch.finfo(dtype).tiny).log_().neg_()
+
+
+def one_hot_argmax(scores: Tensor) -> Tensor:
+    """The one-hot code of the largest score along K; exactly one entry is 1, ties included."""
+    return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def sample(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Exact samples (samples, *logits.shape) of Cat(logits), by the Gumbel-max trick.
+
+    No gradient passes. Gumbel (1954); Maddison, Tarlow & Minka (2014),
+    https://arxiv.org/abs/1411.0030
+    """
+    with torch.no_grad():
+        return one_hot_argmax(logits + gumbel_noise(logits, samples, generator))
+
+
+def log_prob(logits: Tensor, z: Tensor) -> Tensor:
+    """log Cat(z; logits) summed over the latents: (B, N, K) logits, (S, B, N, K) codes -> (S, B).
+
+    A batch axis of size 1 in z stands for the same codes for every image; then it is one matrix
+    product, and no (S, B, N, K) tensor is made.
+    """
+    log_p = logits.log_softmax(-1)
+    if logits.dim() == 3 and z.shape[1] == 1:
+        return z.flatten(1).to(log_p.dtype) @ log_p.flatten(1).T
+    return (z * log_p).sum((-2, -1))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy summed over the latents: (..., N, K) -> (...)."""
+    log_q = logits.log_softmax(-1)
+    return -(log_q.exp() * log_q).sum((-2, -1))
+
+
+def kl_divergence(logits: Tensor, prior_logits: Tensor) -> Tensor:
+    """KL(Cat(logits) || Cat(prior_logits)) in closed form, summed over the latents: (...)."""
+    log_q, log_p = logits.log_softmax(-1), prior_logits.log_softmax(-1)
+    return (log_q.exp() * (log_q - log_p)).sum((-2, -1))
+
+
+def codes(latents: int, categories: int, device: torch.device | str | None = None) -> Tensor:
+    """All K**N one-hot codes, (K**N, N, K), the last latent changing fastest. Costs K**N * N * K."""
+    digits = torch.arange(categories**latents, device=device)[:, None]
+    powers = categories ** torch.arange(latents - 1, -1, -1, device=device)
+    index = digits // powers % categories  # (K**N, N)
+    return torch.zeros(*index.shape, categories, device=device).scatter(-1, index[..., None], 1.0)

