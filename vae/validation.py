@@ -1,5 +1,7 @@
 """What constructors accept, said in their signatures and checked by pydantic.
 
+What is wrong on the user's side ends as a UserError.
+
 Strict: no string becomes a number and no bool an integer, so that a slip on the command line is an
 error and not a different experiment.
 """
@@ -27,3 +29,7 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+class UserError(Exception):
+    """Something that the user can mend, said in one line. The doors exit with status 2 on it."""

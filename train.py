@@ -1,0 +1,117 @@
+"""Trains a categorical VAE: `python train.py estimator=straight_through data=mnist_5k`.
+
+`python train.py --help` lists what can be chosen, and every key with its default.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# No torch up here: --help and tab completion import this file.
+
+_statuses = [0]  # of the jobs so far: one that fails does not take the rest of a sweep with it
+
+
+def train(config: DictConfig, folder: Path) -> None:
+    """Builds what the configuration names, trains it in `folder` and reports the test bounds."""
+    import torch
+
+    torch.set_flush_denormal(True)  # or Adam's decayed moments slow it down, by a third and more
+
+    from vae import comparison, door, evaluation
+    from vae.data import fixed_draw
+    from vae.environment import environment
+    from vae.tracking import Tracker, write_json
+    from vae.training import train
+
+    experiment = door.prepare(config, folder)
+    data, settings = experiment.data, experiment.settings
+    device = data.train.images.device
+    write_json(
+        folder / "environment.json",
+        {"overrides": list(HydraConfig.get().overrides.task), **environment(device)},
+    )
+    with Tracker(folder) as tracker:
+        tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
+        trained = train(
+            experiment.objective,
+            data,
+            experiment.optimizer,
+            experiment.training,
+            experiment.tracking,
+            tracker,
+            folder,
+            settings.seed,
+        )
+        test = {
+            which: evaluation.bounds(
+                door.load(folder, which).to(device), data.test.images, settings.importance_samples
+            )
+            for which in (["best"] if trained.best_epoch else []) + ["last"]
+        }
+        on_train = evaluation.evaluate(experiment.objective.model, fixed_draw(data, data.train))
+        final = next(iter(test.values()))  # of the best model, where there is one
+        tracker.results(
+            trained.steps,
+            door.flat(experiment.config),
+            {f"{name}/test": value for name, value in final.items() if value is not None},
+        )
+    write_json(
+        folder / "summary.json",
+        {
+            "data": data.name,
+            "test": test,
+            "train": on_train.bound_terms(),
+            **trained._asdict(),
+        },
+    )
+    labels = {"best": f"best (epoch {trained.best_epoch})", "last": f"last (epoch {trained.epochs})"}
+    print(f"\nTest bounds on {data.name}, {len(data.test):,} images, in nats per image:\n")
+    print(comparison.table({labels[which]: row for which, row in test.items()}))
+    print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def job(config: DictConfig) -> None:
+    """One run of a command line, or one job of a sweep."""
+    from vae.training import Diverged
+    from vae.validation import UserError
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        train(config, folder)
+    except (UserError, Diverged) as error:
+        _complain(str(error))
+        _statuses.append(2 if isinstance(error, UserError) else 1)
+    finally:
+        if not any(folder.iterdir()):  # Hydra made it before anything was checked
+            folder.rmdir()
+
+
+def _complain(message: str) -> None:
+    print(f"train.py: {message}", file=sys.stderr)
+
+
+def main() -> int:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and its errors are worded here
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        from vae.errors import one_line
+
+        _complain(one_line(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    return max(_statuses)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Where a configuration becomes objects, and a run folder a model. Configuration stops here.
+
+Everything is built and checked before any work. What is wrong with a configuration is a UserError
+of one line that names the key, the value and what is allowed.
+"""
+
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError
+
+from . import checkpoint
+from .data import DataSet, Source
+from .errors import close_match
+from .files import write_atomically
+from .model import CategoricalVAE
+from .objective import NegativeELBO
+from .optimizers import Optimizer
+from .tracking import Tracking
+from .training import Training
+from .validation import Count, Index, UserError, value
+
+CONFIG = "config.yaml"
+
+
+@value
+class Settings:
+    """The keys of a configuration that are no group."""
+
+    latents: Count
+    categories: Annotated[int, Field(ge=2)]
+    seed: Index
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    importance_samples: Count
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a training run is made of."""
+
+    data: DataSet
+    objective: NegativeELBO
+    optimizer: Optimizer
+    training: Training
+    tracking: Tracking
+    settings: Settings
+    config: dict[str, Any]  # resolved
+
+
+_GROUPS = ("data", "model", "estimator", "objective", "optimizer", "training", "tracking")
+
+
+def prepare(config: DictConfig, folder: Path) -> Experiment:
+    """Builds and checks all that a configuration names, and makes the folder a run of it.
+
+    Fills in `training.steps`, on which schedules may depend. Seeds torch. Reads the data last,
+    and writes nothing before. Raises UserError.
+    """
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder} already holds a run")
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    for group in _GROUPS:
+        if not OmegaConf.is_dict(config.get(group)):
+            raise UserError(f"{group} must be a group of keys, not {config.get(group)!r}")
+    settings = _settings(config)
+    device = _device(settings.device)
+    torch.manual_seed(settings.seed)
+    source = build(config, "data", Source)
+    training = build(config, "training", Training)
+    try:
+        config.training.steps = training.total_steps(source.train_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    objective = build(
+        config,
+        "objective",
+        NegativeELBO,
+        model=build(config, "model", CategoricalVAE),
+        estimator=build(config, "estimator"),
+    )
+    optimizer = build(config, "optimizer", Optimizer)
+    tracking = build(config, "tracking", Tracking)
+    resolved = OmegaConf.to_container(config, resolve=True)
+    data = source.load(device)
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
+    return Experiment(
+        data, objective.to(device), optimizer, training, tracking, settings, resolved
+    )
+
+
+def build(config: DictConfig, key: str, kind: type = object, **extra: object) -> Any:
+    """Instantiates the node at `key`, with extra arguments. Raises UserError."""
+    try:
+        built = hydra.utils.instantiate(config[key], _convert_="all", **extra)
+    except InstantiationException as error:
+        raise UserError(_explain(error, config)) from error
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+    if not isinstance(built, kind):
+        raise UserError(f"{key}._target_={config[key].get('_target_')} is no {kind.__name__}")
+    return built
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
+    """A resolved configuration as one level of dotted keys; lists become words, null is left out."""
+    values = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            values[prefix + key] = str(value) if isinstance(value, list) else value
+    return values
+
+
+def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalVAE:
+    """The model of a run folder, on the CPU and in evaluation mode.
+
+    `which` is best (by validation ELBO) or last; by default the best that there is. Raises
+    UserError where the folder is not a run, or its checkpoint is not whole or of another model.
+    """
+    run = Path(run)
+    config = read_config(run)
+    if which is None:
+        which = "best" if checkpoint.path(run, "best").exists() else "last"
+    model = build(config, "model", CategoricalVAE)
+    state = checkpoint.load(run, which)["objective"]
+    prefix = "model."
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint.path(run, which)} holds another model than {CONFIG}") from error
+    return model.eval()
+
+
+def load_data(run: Path, device: torch.device) -> DataSet:
+    """The data set that a run was trained on. Raises UserError."""
+    return build(read_config(run), "data", Source).load(device)
+
+
+def read_config(run: Path) -> DictConfig:
+    """A run's resolved configuration. Raises UserError."""
+    try:
+        config = OmegaConf.load(run / CONFIG)
+    except OSError as error:
+        raise UserError(f"{run} is no run folder: it has no {CONFIG}") from error
+    except Exception as error:  # PyYAML and OmegaConf share no base class
+        raise UserError(f"{run / CONFIG} cannot be read: {_first_line(error)}") from error
+    targets = {key: OmegaConf.select(config, f"{key}._target_") for key in ("data", "model")}
+    for key, target in targets.items():
+        if target is None:
+            raise UserError(f"{run / CONFIG} names no {key}")
+    return config
+
+
+def _settings(config: DictConfig) -> Settings:
+    values = {key: value for key, value in config.items() if key not in _GROUPS}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise UserError(_describe(error, "", Settings, list(config))) from error
+
+
+def _device(name: str) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = [device for device, there in available.items() if there]
+        raise UserError(f"device={name}: not on this machine, which has {', '.join(there)}")
+    return torch.device(name)
+
+
+def _explain(error: InstantiationException, config: DictConfig) -> str:
+    """Hydra's several lines as one; the full key of the node stands in them."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    key = key.group(1) if key else ""
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        target = hydra.utils.get_object(OmegaConf.select(config, f"{key}._target_"))
+        return _describe(cause, f"{key}.", target, list(inspect.signature(target).parameters))
+    return f"{key}: {_first_line(cause or error)}"
+
+
+def _describe(error: ValidationError, prefix: str, target: type, allowed: list[str]) -> str:
+    """The first thing that pydantic found, in one line."""
+    first = error.errors()[0]
+    # A union's branches are not part of the key.
+    names = [str(part) for part in first["loc"] if str(part) in allowed or isinstance(part, int)]
+    key = prefix + ".".join(names or map(str, first["loc"][:1]))
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            known = [name for name in allowed if name != first["loc"][0]]
+            return f"{key}: {target.__name__} has no such key{close_match(first['loc'][0], known)}"
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{key} is missing"
+        case "value_error":
+            return f"{key.rstrip('.')}: {first['ctx']['error']}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}={first['input']}: {message}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,62 @@
+"""What a model shows: images (1, height, width), float32 in [0, 1]."""
+
+import torch
+from torch import Tensor
+
+from . import categorical
+from .data import Split, to_float
+from .model import CategoricalVAE
+
+_SEED = 40_000
+_GAP = 2  # pixels between tiles
+
+
+def tile(images: Tensor, shape: tuple[int, int], columns: int) -> Tensor:
+    """Images (n, D) in rows of `columns`, with a gap between them; n a multiple of `columns`."""
+    height, width = shape
+    tiles = images.float().reshape(-1, columns, height, width)  # (rows, columns, H, W)
+    tiles = torch.nn.functional.pad(tiles, (0, _GAP, 0, _GAP), value=0.5)
+    rows, columns, height, width = tiles.shape
+    picture = tiles.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+    return picture[:-_GAP, :-_GAP].unsqueeze(0).clamp(0, 1)
+
+
+def gallery(split: Split, count: int) -> Tensor:
+    """The first `count` images (count, D), dealt from the classes in turn; fewer if fewer are."""
+    rank = torch.nn.functional.one_hot(split.labels).cumsum(0)  # (n, classes)
+    rank = rank.gather(1, split.labels[:, None]).squeeze(1)  # first, second, ... of its class
+    order = (rank * (split.labels.max() + 1) + split.labels).argsort()
+    return split.images[order[:count]]
+
+
+@torch.no_grad()
+def reconstructions(model: CategoricalVAE, images: Tensor) -> Tensor:
+    """uint8 originals (n, D) in a row above their reconstructions from one sampled code each."""
+    x = to_float(images)
+    generator = torch.Generator(x.device).manual_seed(_SEED)
+    z = categorical.sample(model.encode(x), 1, generator)
+    decoded = model.decode(z).sigmoid().squeeze(0)
+    return tile(torch.cat([x, decoded]), model.image_shape, len(x))
+
+
+@torch.no_grad()
+def samples(model: CategoricalVAE, rows: int = 8, columns: int = 16) -> Tensor:
+    """Pixel probabilities at codes from the prior; the same noise at every call."""
+    generator = torch.Generator(model.prior_logits.device).manual_seed(_SEED)
+    return tile(model.sample(rows * columns, generator), model.image_shape, columns)
+
+
+@torch.no_grad()
+def sweep(model: CategoricalVAE, images: Tensor, latent: int) -> Tensor:
+    """One row an image: its most probable code, with one latent swept over its K values."""
+    mode = categorical.one_hot_argmax(model.encode(to_float(images)))  # (B, N, K)
+    z = mode.unsqueeze(1).repeat(1, model.categories, 1, 1)  # (B, K values, N, K)
+    z[:, :, latent] = torch.eye(model.categories, device=z.device)
+    decoded = model.decode(z).sigmoid().flatten(0, 1)
+    return tile(decoded, model.image_shape, model.categories)
+
+
+def usage(probabilities: Tensor, zoom: int = 12) -> Tensor:
+    """The aggregate posterior (N, K) as a map: a row a latent, white where it is used most."""
+    shade = probabilities / probabilities.amax(-1, keepdim=True)
+    return shade.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).unsqueeze(0).float()

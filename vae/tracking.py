@@ -1,0 +1,90 @@
+"""TensorBoard and metrics.jsonl: what is logged, and under which names.
+
+    objective/train                     mean training objective of the epoch; no bound when relaxed
+    elbo/{train,valid,test}             of the discrete model; likewise elbo_map/ rate/ distortion/
+    latent/{perplexity,active,entropy}  of the held-out images (of training ones if none are)
+    schedule/{lr,beta,temperature}      at the step
+    gradient/norm                       of the epoch's last step, before clipping
+    time/images_per_second              training alone; in TensorBoard only
+
+metrics.jsonl holds no clock: two runs of the same command on the same CPU write the same bytes.
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import Field
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from .files import write_atomically
+from .validation import Count, Index, value
+
+METRICS = "metrics.jsonl"
+
+
+@value
+class Tracking:
+    """What is logged besides the scalars of every epoch."""
+
+    pictures_every: Index = Field(description="epochs between pictures; 0 for none")
+    pictures: Count = Field(description="originals shown, at most")
+    train_images: Count = Field(description="training images behind elbo/train, at most")
+
+
+class Tracker:
+    """Writes a run's metrics to its folder. A context manager: leaving it flushes and closes."""
+
+    def __init__(self, run: Path) -> None:
+        self._metrics = open(run / METRICS, "w", encoding="utf-8")
+        self._writer = SummaryWriter(run)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._metrics.close()
+        self._writer.close()
+
+    def scalars(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and one point of each curve."""
+        print(json.dumps({"step": step, "epoch": epoch, **values}), file=self._metrics, flush=True)
+        for name, number in values.items():
+            self._writer.add_scalar(name, number, step)
+
+    def speed(self, step: int, images_per_second: float) -> None:
+        self._writer.add_scalar("time/images_per_second", images_per_second, step)
+
+    def picture(self, step: int, name: str, image: Tensor) -> None:
+        """(1, height, width), float32 in [0, 1]."""
+        self._writer.add_image(name, image, step)
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        self._writer.add_histogram(name, values, step)
+
+    def text(self, name: str, text: str) -> None:
+        """As it stands, in a fixed-width block."""
+        self._writer.add_text(name, "\n".join("    " + line for line in text.splitlines()))
+
+    def results(
+        self, step: int, hyperparameters: dict[str, object], values: dict[str, float]
+    ) -> None:
+        """The final numbers, and the run's row in the HParams tab.
+
+        Through this writer: `SummaryWriter.add_hparams` would make a second, stray run.
+        """
+        for summary in hparams(hyperparameters, values):
+            self._writer.file_writer.add_summary(summary)
+        for name, number in values.items():
+            self._writer.add_scalar(name, number, step)
+
+
+def write_json(file: Path, content: dict[str, object]) -> None:
+    write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
