@@ -71,7 +71,10 @@ def train(config: DictConfig, folder: Path) -> None:
             **trained._asdict(),
         },
     )
-    labels = {"best": f"best (epoch {trained.best_epoch})", "last": f"last (epoch {trained.epochs})"}
+    labels = {
+        "best": f"best (epoch {trained.best_epoch})",
+        "last": f"last (epoch {trained.epochs})",
+    }
     print(f"\nTest bounds on {data.name}, {len(data.test):,} images, in nats per image:\n")
     print(comparison.table({labels[which]: row for which, row in test.items()}))
     print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")

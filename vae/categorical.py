@@ -13,9 +13,7 @@ def gradient_of(x: Tensor) -> Tensor:
     return x - x.detach()
 
 
-def gumbel_noise(
-    logits: Tensor, samples: int, generator: torch.Generator | None = None
-) -> Tensor:
+def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Standard Gumbel noise (samples, *logits.shape), in float32 or better.
 
     -log E with E ~ Exp(1). E can be drawn as exactly 0, on CUDA and in low precision; it is
@@ -66,7 +64,7 @@ def kl_divergence(logits: Tensor, prior_logits: Tensor) -> Tensor:
 
 
 def codes(latents: int, categories: int, device: torch.device | str | None = None) -> Tensor:
-    """All K**N one-hot codes, (K**N, N, K), the last latent changing fastest. Costs K**N * N * K."""
+    """All K**N one-hot codes, (K**N, N, K), the last latent changing fastest."""
     digits = torch.arange(categories**latents, device=device)[:, None]
     powers = categories ** torch.arange(latents - 1, -1, -1, device=device)
     index = digits // powers % categories  # (K**N, N)

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from . import checkpoint
 from .data import DataSet, Source
 from .errors import close_match
+from .estimators import Estimator
 from .files import write_atomically
 from .model import CategoricalVAE
 from .objective import NegativeELBO
@@ -79,14 +80,14 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
     try:
         config.training.steps = training.total_steps(source.train_size)
     except ValueError as error:
-        raise UserError(str(error)) from error
-    objective = build(
-        config,
-        "objective",
-        NegativeELBO,
-        model=build(config, "model", CategoricalVAE),
-        estimator=build(config, "estimator"),
-    )
+        raise UserError(f"training.{error}") from error
+    model = build(config, "model", CategoricalVAE)
+    estimator = build(config, "estimator", Estimator)
+    try:
+        estimator.check(model.latents, model.categories)
+    except ValueError as error:
+        raise UserError(f"estimator: {error}") from error
+    objective = build(config, "objective", NegativeELBO, model=model, estimator=estimator)
     optimizer = build(config, "optimizer", Optimizer)
     tracking = build(config, "tracking", Tracking)
     resolved = OmegaConf.to_container(config, resolve=True)
@@ -111,14 +112,14 @@ def build(config: DictConfig, key: str, kind: type = object, **extra: object) ->
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
-    """A resolved configuration as one level of dotted keys; lists become words, null is left out."""
-    values = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            values[prefix + key] = str(value) if isinstance(value, list) else value
-    return values
+    """A resolved configuration on one level, by dotted keys; lists as words, nulls left out."""
+    level = {}
+    for key, held in config.items():
+        if isinstance(held, dict):
+            level |= flat(held, f"{prefix}{key}.")
+        elif held is not None:
+            level[prefix + key] = str(held) if isinstance(held, list) else held
+    return level
 
 
 def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalVAE:
@@ -138,13 +139,20 @@ def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalV
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{checkpoint.path(run, which)} holds another model than {CONFIG}") from error
+        file = checkpoint.path(run, which)
+        raise UserError(f"{file} holds another model than {CONFIG} names") from error
     return model.eval()
 
 
-def load_data(run: Path, device: torch.device) -> DataSet:
-    """The data set that a run was trained on. Raises UserError."""
-    return build(read_config(run), "data", Source).load(device)
+def load_data(run: Path, root: str | None = None) -> DataSet:
+    """The data set that a run was trained on, on the CPU; from another root, if one is given.
+
+    Raises UserError.
+    """
+    config = read_config(run)
+    if root is not None and "root" in config.data:
+        config.data.root = root
+    return build(config, "data", Source).load(torch.device("cpu"))
 
 
 def read_config(run: Path) -> DictConfig:
@@ -214,4 +222,4 @@ def _describe(error: ValidationError, prefix: str, target: type, allowed: list[s
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].rstrip(":")

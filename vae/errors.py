@@ -10,18 +10,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 def one_line(error: Exception) -> str:
     """What is wrong with the command line or a yaml, and the nearest thing that would be right."""
-    cause = error.__cause__
     message = str(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option{close_match(option, error.options)}"
-    unknown = re.search(r"(?:Could not override|Could not append) '([^']+)'", message)
+    unknown = re.match(r"Could not (?:override|append) '([^'@]+)[^']*'\.?\s*(.*)", message)
     if unknown:
-        key = unknown.group(1).partition("@")[0]
-        siblings = _siblings(cause)
+        key, reason = unknown.groups()
+        siblings = _siblings(error.__cause__)
         if siblings:
             return f"{key}: there is no such key{close_match(key.rpartition('.')[2], siblings)}"
-        return f"{key}: {_last_sentence(message)}"
+        return f"{key}: {reason}"
     return " ".join(message.split())
 
 
@@ -36,8 +35,3 @@ def _siblings(error: BaseException | None) -> list[str]:
     """The keys beside the one that an OmegaConf error is about."""
     parent = error.parent_node if isinstance(error, OmegaConfBaseException) else None
     return [] if parent is None else [str(key) for key in parent if key != "hydra"]
-
-
-def _last_sentence(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[0]

@@ -1,8 +1,8 @@
 """Numbers that do not depend on the estimator: bounds on log p(x), and how the codes are used.
 
 All of the discrete model, at one-hot codes, in nats per image, with beta = 1. Images are uint8
-(n, D) on the model's device. Noise comes from a generator with a fixed seed of its own, so the same
-model gives the same numbers, and evaluating changes nothing else that is random.
+(n, D) on the model's device. Noise comes from a generator with a fixed seed of its own, so the
+same model gives the same numbers, and evaluating changes nothing else that is random.
 """
 
 import math

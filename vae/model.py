@@ -24,7 +24,7 @@ class CategoricalVAE(nn.Module):
     prior_logits: Tensor  # (N, K)
 
     precision: torch.dtype | None = None
-    """Where set, the two networks run under autocast in it; all that follows them stays float32."""
+    """Where set, the two networks run under autocast in it; all that follows stays float32."""
 
     @validated
     def __init__(
@@ -46,11 +46,11 @@ class CategoricalVAE(nn.Module):
             self.register_buffer("prior_logits", uniform, persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Logits of q(z | x): images (B, D) in [0, 1] -> (B, N, K), float32 also under autocast."""
+        """Logits of q(z | x): images (B, D) in [0, 1] -> (B, N, K)."""
         return self._run(self.encoder, x).unflatten(-1, (self.latents, self.categories))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pixel logits of p(x | z): codes (..., N, K) -> (..., D). Probabilities: their sigmoid."""
+        """Pixel logits of p(x | z), whose sigmoid is the mean: codes (..., N, K) -> (..., D)."""
         flat = z.reshape(-1, self.latents * self.categories)
         return self._run(self.decoder, flat).reshape(*z.shape[:-2], -1)
 

@@ -31,7 +31,6 @@ class NegativeELBO(nn.Module):
         self, model: CategoricalVAE, estimator: Estimator, beta: NonNegativeSchedule = 1.0
     ) -> None:
         super().__init__()
-        estimator.check(model.latents, model.categories)
         self.model, self.estimator, self.beta = model, estimator, beta
 
     def forward(self, x: Tensor, step: Step) -> Terms:

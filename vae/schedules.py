@@ -155,9 +155,12 @@ class Piecewise(Schedule):
         return min(self.values)
 
 
-def _as_schedule(given: object) -> object:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    return Constant(given) if is_number else given
+def _as_schedule(given: object) -> Schedule:
+    if isinstance(given, Schedule):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise ValueError(f"must be a finite number or a schedule, not {given!r}")
+    return Constant(given)
 
 
 def _positive(schedule: Schedule) -> Schedule:

@@ -45,7 +45,7 @@ class Training:
         batches = images // self.batch_size
         if batches == 0:
             raise ValueError(
-                f"training.batch_size={self.batch_size} is more than the {images} training images"
+                f"batch_size={self.batch_size} is more than the {images} training images"
             )
         total = self.epochs * batches
         return min(total, self.steps or total)
@@ -109,8 +109,8 @@ def train(
             bar.update()
         model.precision = None  # what is measured is measured in float32
         loss, distortion, rate = (sums / (step - first_step)).tolist()
-        images_per_second = (step - first_step) * training.batch_size / (
-            time.perf_counter() - epoch_began
+        images_per_second = (
+            (step - first_step) * training.batch_size / (time.perf_counter() - epoch_began)
         )
         if not math.isfinite(loss):
             raise Diverged(f"the training objective is {loss} in epoch {epoch}, by step {step}")
@@ -162,8 +162,8 @@ def _named(values: dict[str, float], pattern: str) -> dict[str, float]:
 def _draw(
     tracker: Tracker, step: int, model: CategoricalVAE, shown: Tensor, codes: Evaluation
 ) -> None:
-    tracker.picture(step, "originals_above_reconstructions", pictures.reconstructions(model, shown))
-    tracker.picture(step, "samples_from_the_prior", pictures.samples(model))
+    tracker.picture(step, "reconstructions", pictures.reconstructions(model, shown))
+    tracker.picture(step, "samples", pictures.samples(model))
     tracker.picture(step, "first_latent_swept", pictures.sweep(model, shown[:10], latent=0))
     tracker.picture(step, "code_usage", pictures.usage(codes.usage))
     tracker.histogram(step, "latent/code_usage", codes.usage * model.categories)

@@ -24,8 +24,8 @@ class Exact(Estimator):
     def check(self, latents: int, categories: int) -> None:
         if categories**latents > self.limit:
             raise ValueError(
-                f"enumerates all categories**latents codes, but {categories}**{latents} is more "
-                f"than its limit of {self.limit}"
+                f"Exact enumerates all categories**latents codes, and {categories}**{latents} is "
+                f"more than its limit of {self.limit}"
             )
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
