@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "hydra-core", "tensorboard", "numpy", "mlxtend", "pydantic")
+_PACKAGES = ("torchvision", "hydra-core", "tensorboard", "numpy", "mlxtend", "pydantic")
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -17,6 +17,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "git": _git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "torch": torch.__version__,  # with the build, which the package's version lacks
         **{package: version(package) for package in _PACKAGES},
         "device": gpu or str(device),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,239 @@
+"""The doors, as a user meets them: what is printed, what is left on the disk, the exit status."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import vae
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "data=mnist_5k",
+    "model.networks.encoder_sizes=[32]",
+    "model.networks.decoder_sizes=[32]",
+    "latents=4",
+    "categories=8",
+    "training.epochs=2",
+    "tracking.pictures_every=1",
+    "importance_samples=5",
+]
+
+
+def command(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    words = [sys.executable, str(ROOT / script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """The run folders of the same command given twice, and what the second one printed."""
+    cwd = tmp_path_factory.mktemp("twins")
+    for name in ("first", "second"):
+        done = command("train.py", *SMALL, f"hydra.run.dir={name}", cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    return cwd / "first", cwd / "second", done.stdout
+
+
+@pytest.fixture
+def run(twins):
+    return twins[0]
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_the_same_command_gives_the_same_numbers_bit_for_bit(twins):
+    first, second, _ = twins
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    assert summary(first)["test"] == summary(second)["test"]
+    for name in ("best", "last"):
+        a, b = (vae.load(folder, name).state_dict() for folder in (first, second))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_ends_with_bounds_folder_and_the_way_to_look_at_it(twins):
+    _, second, printed = twins
+    assert "Test bounds on mnist_5k, binarize=none, 500 images" in printed
+    assert f"Run folder: {second}" in printed
+    assert f"tensorboard --logdir {second.parent}" in printed
+    assert f"{summary(second)['test']['last']['elbo']:.2f}" in printed
+
+
+def test_a_run_folder_is_complete_and_one_run(run):
+    names = {file.name for file in run.iterdir() if not file.name.startswith("events.")}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json"}
+    assert names == files | {"best.pt", "last.pt"}
+    assert len(list(run.glob("events.*"))) == 1
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["overrides"][: len(SMALL)] == SMALL
+    assert environment["torch"] == torch.__version__
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["steps"] == 80
+
+
+def test_reported_bounds_are_in_order(run):
+    nats = summary(run)["test"]["last"]
+    assert nats["elbo"] == pytest.approx(-nats["distortion"] - nats["rate"])
+    assert 0 <= nats["rate"] <= 4 * torch.tensor(8.0).log()
+    assert nats["elbo"] < nats["importance_weighted"] < nats["log_likelihood"]
+    assert nats["elbo_map"] < nats["log_likelihood"]
+
+
+def test_metrics_hold_every_curve(run):
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [40, 80]
+    names = {name.partition("/")[0] for name in lines[0]}
+    assert names >= {"objective", "elbo", "rate", "distortion", "latent", "schedule", "gradient"}
+    assert {"schedule/lr", "schedule/beta", "schedule/temperature"} <= set(lines[0])
+    assert {"elbo/train", "elbo/valid", "latent/perplexity", "latent/active"} <= set(lines[0])
+
+
+def test_tensorboard_can_show_it(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert {"elbo/train", "elbo/valid", "elbo/test", "rate/test"} <= set(tags["scalars"])
+    assert {"schedule/temperature", "time/images_per_second"} <= set(tags["scalars"])
+    assert set(tags["images"]) == {
+        "reconstructions",
+        "samples",
+        "first_latent_swept",
+        "code_usage",
+    }
+    assert [image.step for image in events.Images("samples")] == [40, 80]
+    assert tags["histograms"] == ["latent/code_usage"]
+    assert "config/text_summary" in tags["tensors"]
+    assert events.summary_metadata["_hparams_/session_start_info"]
+    logged = [point.value for point in events.Scalars("elbo/valid")]
+    assert logged == pytest.approx([line["elbo/valid"] for line in metrics(run)])
+
+
+def test_evaluate_gives_the_numbers_of_the_run(run, tmp_path):
+    arguments = [str(run), "--importance-samples", "5", "--model", "last", "--json"]
+    done = command("evaluate.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ((title, rows),) = json.loads(done.stdout).items()
+    assert title == "mnist_5k, binarize=none, test, 500 images"
+    assert rows[str(run)] == summary(run)["test"]["last"]
+
+
+def test_evaluate_prints_a_table_and_names_what_is_no_run(run, tmp_path):
+    done = command("evaluate.py", str(run), str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"evaluate.py: {tmp_path} is no run folder: it has no config.yaml\n"
+    assert re.search(r"elbo +rate +distortion", done.stdout)
+    assert str(run) in done.stdout
+
+
+def test_load_gives_a_model_to_python(run):
+    model = vae.load(run)
+    logits = model.encode(torch.zeros(3, 784, dtype=torch.float32))
+    assert logits.shape == (3, 4, 8)
+    assert model.decode(logits.softmax(-1)).shape == (3, 784)
+    pictures = model.sample(5)
+    assert pictures.shape == (5, 784)
+    assert 0 <= pictures.min() and pictures.max() <= 1
+
+
+def test_a_failing_job_leaves_the_rest_of_the_sweep_alone(tmp_path):
+    sweep = ["-m", "estimator=exact", "estimator.limit=10,100", "hydra.sweep.dir=sweep"]
+    tiny = ["latents=2", "categories=8", "training.steps=2", "seed=3"]
+    done = command("train.py", *sweep, *SMALL, *tiny, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "estimator: Exact enumerates" in done.stderr
+    (finished,) = (tmp_path / "sweep").glob("*/summary.json")
+    assert json.loads(finished.read_text())["steps"] == 2
+
+
+def test_help_is_there_without_torch(tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = ['train.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "estimator: exact, gumbel_softmax" in done.stdout
+
+
+BAD = {
+    "unknown key": (["latens=3"], "latens: there is no such key; did you mean latents?"),
+    "unknown nested key": (["estimator.temprature=1"], "estimator.temprature", "temperature?"),
+    "added unknown key": (["+estimator.temprature=1"], "estimator.temprature", "temperature?"),
+    "added unknown root key": (["+epochs=3"], "epochs"),
+    "unknown option": (["estimator=straight_trough"], "did you mean straight_through?"),
+    "unknown schedule": (["estimator/temperature=lineer"], "did you mean linear?"),
+    "no temperature": (["estimator=exact", "estimator.temperature=1"], "estimator.temperature"),
+    "temperature zero": (["estimator.temperature=0"], "estimator.temperature", "greater than 0"),
+    "temperature word": (["estimator.temperature=hot"], "estimator.temperature", "hot"),
+    "temperature nan": (["estimator.temperature=nan"], "estimator.temperature", "nan"),
+    "one category": (["categories=1"], "categories=1", "greater than or equal to 2"),
+    "fractional epochs": (["training.epochs=2.5"], "training.epochs=2.5", "integer"),
+    "negative epochs": (["training.epochs=-1"], "training.epochs=-1"),
+    "large batch": (["training.batch_size=9999"], "training.batch_size=9999", "4000"),
+    "negative lr": (["optimizer.lr=-1"], "optimizer.lr", "negative"),
+    "wrong layer": (["model.networks.encoder_sizes=[8,x]"], "model.networks.encoder_sizes.1=x"),
+    "activation": (["model.networks.activation=rely"], "model.networks.activation", "'relu'"),
+    "binarize": (["data.binarize=maybe"], "data.binarize=maybe", "'dynamic'"),
+    "too many codes": (["estimator=exact"], "estimator", "10**20", "16384"),
+    "warm-up": (["optimizer/lr=cosine", "optimizer.lr.warmup=99999"], "optimizer.lr", "warmup"),
+    "device": (["device=tpu"], "device=tpu"),
+    "seed": (["seed=x"], "seed=x"),
+    "grammar": (["training.epochs"], "training.epochs"),
+    "no group": (["~estimator"], "estimator"),
+    "foreign target": (["estimator._target_=vae.estimators.Nope"], "vae.estimators.Nope"),
+    "wrong target": (["estimator._target_=vae.schedules.Constant", "~estimator.temperature"], ""),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_status_2(case, tmp_path, monkeypatch, capsys):
+    overrides, *expected = BAD[case]
+    assert status_of(["data=mnist_5k", *overrides], tmp_path, monkeypatch) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("train.py: ") and line.count("\n") == 1
+    for part in expected:
+        assert part in line
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def status_of(arguments: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of train.py, run in this process: importing torch takes seconds."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return exit.value.code
+
+
+def test_data_that_is_nowhere_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    assert status_of(["data=mnist"], tmp_path, monkeypatch) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    for way_on in ("data.root=", "data=mnist_5k", "MNIST/raw"):
+        assert way_on in line
+
+
+def test_cuda_is_refused_where_there_is_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert status_of(["device=cuda", "data=mnist_5k"], tmp_path, monkeypatch) == 2
+    assert "device=cuda" in capsys.readouterr().err
