@@ -1,0 +1,121 @@
+"""Optimizers, as their yaml files describe them."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+from torch import nn
+
+from vae.optimizers import Adam, AdamW, RAdam
+from vae.schedules import Constant, Linear
+
+YAML = Path(__file__).parents[1] / "configs" / "optimizer"
+TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+VALID = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+
+every_optimizer = pytest.mark.parametrize("kind", [Adam, AdamW, RAdam])
+
+
+def settings(name: str) -> dict[str, object]:
+    config = OmegaConf.to_container(OmegaConf.load(YAML / f"{name}.yaml"))
+    del config["defaults"]
+    return config
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+
+
+def test_every_yaml_is_tested():
+    assert sorted(file.stem for file in YAML.glob("*.yaml")) == sorted(TORCH)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_a_yaml_builds_the_torch_class_with_its_settings(name):
+    config = settings(name)
+    built = instantiate(config, _convert_="all").build(parameters())
+    assert type(built) is TORCH[name]
+    assert built.defaults["lr"] == config["lr"]
+    assert built.defaults["betas"] == tuple(config["betas"])
+    assert built.defaults["eps"] == config["eps"]
+    assert built.defaults["weight_decay"] == config["weight_decay"]
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_every_setting_arrives(name):
+    given = {"lr": 0.25, "betas": [0.5, 0.75], "eps": 0.125, "weight_decay": 0.375}
+    built = instantiate(settings(name) | given, _convert_="all").build(parameters())
+    expected = given | {"betas": (0.5, 0.75)}
+    assert {key: built.defaults[key] for key in given} == expected
+
+
+@every_optimizer
+def test_all_parameters_are_optimized(kind):
+    given = parameters()
+    built = kind(**VALID).build(iter(given))
+    assert [id(p) for group in built.param_groups for p in group["params"]] == list(map(id, given))
+
+
+@every_optimizer
+def test_it_goes_downhill(kind):
+    given = parameters()
+    built = kind(**VALID | {"lr": 0.1}).build(given)
+    for _ in range(100):
+        built.zero_grad()
+        loss = sum(p.square().sum() for p in given)
+        loss.backward()
+        built.step()
+    assert loss < 1
+
+
+@pytest.mark.parametrize("kind, decayed", [(Adam, 1 - 0.1), (AdamW, 0.95 - 0.1)])
+def test_adamw_alone_decouples_the_decay(kind, decayed):
+    """Adam's first step is of length lr whatever the gradient; AdamW shrinks first."""
+    p = nn.Parameter(torch.ones(3))
+    built = kind(**VALID | {"lr": 0.1, "weight_decay": 0.5}).build([p])
+    p.grad = torch.full_like(p, 7.0)
+    built.step()
+    assert p.tolist() == pytest.approx([decayed] * 3, rel=1e-6)
+
+
+@every_optimizer
+def test_a_number_is_a_constant_learning_rate(kind):
+    assert kind(**VALID | {"lr": 0.5}).lr == Constant(0.5)
+
+
+@every_optimizer
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_a_scheduled_learning_rate_starts_at_its_start(kind, start):
+    schedule = Linear(start=start, end=1.0, steps=10)
+    optimizer = kind(**VALID | {"lr": schedule})
+    assert optimizer.lr is schedule
+    assert optimizer.build(parameters()).defaults["lr"] == start
+
+
+WRONG = [
+    *(("lr", lr) for lr in (-1e-3, "1e-3", True, None, math.nan, math.inf)),
+    ("lr", Linear(start=1.0, end=-1.0, steps=10)),
+    *(("betas", betas) for betas in ([0.9], [0.9, 0.99, 0.999], [], 0.9, None)),
+    *(("betas", betas) for betas in ([0.9, 1.0], [-0.1, 0.9], ["0.9", 0.99], [0.9, math.nan])),
+    *(("eps", eps) for eps in (0.0, -1e-8, "1e-8", math.nan)),
+    *(("weight_decay", decay) for decay in (-0.1, "0", math.inf)),
+    ("amsgrad", True),
+]
+
+
+@every_optimizer
+@pytest.mark.parametrize("name, wrong", WRONG)
+def test_a_wrong_setting_is_refused(kind, name, wrong):
+    with pytest.raises(ValidationError):
+        kind(**VALID | {name: wrong})
+
+
+@every_optimizer
+@pytest.mark.parametrize("name", VALID)
+def test_a_missing_setting_is_refused(kind, name):
+    with pytest.raises(ValidationError):
+        kind(**{key: value for key, value in VALID.items() if key != name})
