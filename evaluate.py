@@ -60,13 +60,12 @@ def main() -> int:
             status = 2
             continue
         row = bounds(model, data.test.images, arguments.importance_samples)
-        title = f"{data.name}, test, {len(data.test):,} images"
-        measured.setdefault(title, {})[str(run)] = row
+        measured.setdefault(comparison.title(data), {})[str(run)] = row
     if arguments.json:
         print(json.dumps(measured, indent=2))
     else:
         for title, rows in measured.items():
-            print(f"\n{title}, in nats per image:\n\n{comparison.table(rows)}")
+            print(f"\n{comparison.table(title, rows)}")
     return status
 
 

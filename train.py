@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 _statuses = [0]  # of the jobs so far: one that fails does not take the rest of a sweep with it
 
 
-def train(config: DictConfig, folder: Path) -> None:
+def run(config: DictConfig, folder: Path) -> None:
     """Builds what the configuration names, trains it in `folder` and reports the test bounds."""
     import torch
 
@@ -60,7 +60,11 @@ def train(config: DictConfig, folder: Path) -> None:
         tracker.results(
             trained.steps,
             door.flat(experiment.config),
-            {f"{name}/test": value for name, value in final.items() if value is not None},
+            {
+                f"{name}/test": value
+                for name, value in final.items()
+                if value is not None and name not in evaluation.CODE_TERMS
+            },
         )
     write_json(
         folder / "summary.json",
@@ -75,8 +79,8 @@ def train(config: DictConfig, folder: Path) -> None:
         "best": f"best (epoch {trained.best_epoch})",
         "last": f"last (epoch {trained.epochs})",
     }
-    print(f"\nTest bounds on {data.name}, {len(data.test):,} images, in nats per image:\n")
-    print(comparison.table({labels[which]: row for which, row in test.items()}))
+    rows = {labels[which]: row for which, row in test.items()}
+    print(f"\n{comparison.table(comparison.title(data), rows)}")
     print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")
 
 
@@ -88,7 +92,7 @@ def job(config: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        train(config, folder)
+        run(config, folder)
     except (UserError, Diverged) as error:
         _complain(str(error))
         _statuses.append(2 if isinstance(error, UserError) else 1)

@@ -29,7 +29,7 @@ def _no_data(monkeypatch):
     nothing = Split(torch.zeros(0, 784, dtype=torch.uint8), torch.zeros(0, dtype=torch.long))
 
     def load(self: Source, device: torch.device) -> DataSet:
-        return DataSet(self.name, self.image_shape, nothing, nothing, nothing, False)
+        return DataSet(self.name, self.image_shape, nothing, nothing, nothing, False, False)
 
     monkeypatch.setattr(Source, "load", load)
 

@@ -51,6 +51,7 @@ class DataSet(NamedTuple):
     valid: Split
     test: Split
     redraw: bool  # whether training images are binarised anew each time they are shown
+    binary: bool  # whether pixels are 0 or 1, so that the Bernoulli term is a likelihood
 
 
 class Source(ABC):
@@ -94,7 +95,8 @@ class Source(ABC):
         test = prepare(test, self.binarize)  # first: its draw depends on no other split's size
         valid = prepare(valid, self.binarize)
         train = prepare(train, "none" if redraw else self.binarize)
-        return DataSet(self.name, self.image_shape, train, valid, test, redraw)
+        binary = self.binarize != "none"
+        return DataSet(self.name, self.image_shape, train, valid, test, redraw, binary)
 
 
 def _binarized(images: Tensor, binarize: Binarize, generator: torch.Generator) -> Tensor:

@@ -112,11 +112,16 @@ def build(config: DictConfig, key: str, kind: type = object, **extra: object) ->
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
-    """A resolved configuration on one level, by dotted keys; lists as words, nulls left out."""
+    """A resolved configuration on one level, by dotted keys; lists as words, nulls left out.
+
+    What a group is goes by the group's own name: estimator: StraightThrough.
+    """
     level = {}
     for key, held in config.items():
         if isinstance(held, dict):
             level |= flat(held, f"{prefix}{key}.")
+        elif key == "_target_":
+            level[prefix.rstrip(".")] = held.rpartition(".")[2]
         elif held is not None:
             level[prefix + key] = str(held) if isinstance(held, list) else held
     return level

@@ -20,6 +20,9 @@ from .model import CategoricalVAE
 EXACT_LIMIT = 2**14
 """The most codes for which log p(x) is summed exactly."""
 
+CODE_TERMS = ("perplexity", "active", "entropy")
+"""What is said of the codes, beside the bounds."""
+
 _SEED = 30_000
 _IMAGES = 1_000  # encoded at once
 _ROWS = 10_000  # decoded at once: 30 MB of pixel logits
@@ -39,12 +42,10 @@ class Evaluation(NamedTuple):
     usage: Tensor  # (N, K), the aggregate posterior
 
     def bound_terms(self) -> dict[str, float]:
-        names = ("elbo", "rate", "distortion", "elbo_map")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("elbo", "rate", "distortion", "elbo_map")}
 
     def code_terms(self) -> dict[str, float]:
-        names = ("perplexity", "active", "entropy")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in CODE_TERMS}
 
 
 @torch.no_grad()
