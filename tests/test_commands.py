@@ -144,7 +144,7 @@ def test_evaluate_prints_a_table_and_names_what_is_no_run(run, tmp_path):
 
 def test_load_gives_a_model_to_python(run):
     model = vae.load(run)
-    logits = model.encode(torch.zeros(3, 784, dtype=torch.float32))
+    logits = model.encode(torch.zeros(3, 784))
     assert logits.shape == (3, 4, 8)
     assert model.decode(logits.softmax(-1)).shape == (3, 784)
     pictures = model.sample(5)

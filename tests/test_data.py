@@ -57,6 +57,7 @@ def assert_drawn_from(drawn: torch.Tensor, grey: torch.Tensor) -> None:
     assert drawn.dtype == torch.uint8
     assert set(drawn.unique().tolist()) <= {0, 255}
     assert (drawn[grey == 0] == 0).all() and (drawn[grey == 255] == 255).all()
+    drawn, grey = drawn[::8], grey[::8]  # enough, and faster
     on, p = (drawn == 255).double(), grey.double() / 255
     variance = p * (1 - p)
     error = (on - p).sum(0).abs()
@@ -168,6 +169,19 @@ def test_only_dynamic_training_images_are_redrawn(mnist_5k, binarize):
     assert mnist_5k[binarize].redraw == (binarize == "dynamic")
 
 
+@every_binarisation
+def test_only_grey_pixels_are_not_binary(mnist_5k, binarize):
+    data = mnist_5k[binarize]
+    assert data.binary == (binarize != "none")
+    shown = torch.cat(
+        [
+            next(training_batches(data, 100, generator())),
+            *(to_float(fixed_draw(data, getattr(data, split))) for split in SPLITS),
+        ]
+    )
+    assert data.binary == bool(((shown == 0) | (shown == 1)).all())
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_threshold_is_at_one_half(mnist_5k, split):
     grey = getattr(mnist_5k["none"], split).images
@@ -196,6 +210,15 @@ def test_a_static_draw_does_not_depend_on_the_default_dtype(mnist_5k):
         torch.set_default_dtype(dtype)
         images = Mnist5k("static").load(CPU).test.images
         assert torch.equal(images, mnist_5k["static"].test.images)
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1 - 2**-24])
+def test_black_stays_black_and_white_white_in_an_extreme_draw(mnist_5k, monkeypatch, extreme):
+    draw = lambda size, **_: torch.full(size, extreme, dtype=torch.float32)
+    monkeypatch.setattr(torch, "rand", draw)
+    grey, drawn = mnist_5k["none"].valid.images, Mnist5k("static").load(CPU).valid.images
+    expected = torch.where(grey > 0 if extreme == 0 else grey == 255, 255, 0)
+    assert torch.equal(drawn, expected.to(torch.uint8))
 
 
 def test_a_fixed_draw_of_dynamic_training_images(mnist_5k):
@@ -229,7 +252,7 @@ def numbered(images: int = 103, redraw: bool = False) -> DataSet:
     """Image i is all i."""
     pixels = torch.arange(images, dtype=torch.uint8)[:, None].repeat(1, 6)
     split = Split(pixels, torch.zeros(images, dtype=torch.int64))
-    return DataSet("numbered", (2, 3), split, split, split, redraw)
+    return DataSet("numbered", (2, 3), split, split, split, redraw=redraw, binary=redraw)
 
 
 def epoch(data: DataSet, batch_size: int, generator: torch.Generator) -> torch.Tensor:
@@ -284,7 +307,7 @@ def test_batches_leave_the_global_stream_alone(redraw):
 def test_images_that_are_redrawn_are_different_every_epoch_and_right_on_average():
     ramp = torch.arange(256, dtype=torch.uint8).expand(100, 256)
     split = Split(ramp, torch.zeros(100, dtype=torch.int64))
-    data = DataSet("ramp", (16, 16), split, split, split, True)
+    data = DataSet("ramp", (16, 16), split, split, split, redraw=True, binary=True)
     stream, epochs, draws = generator(), 40, 40 * 100
     shown = torch.stack([x for _ in range(epochs) for x in training_batches(data, 100, stream)])
     assert shown.shape == (epochs, 100, 256)
@@ -326,14 +349,16 @@ def closed_port() -> str:
 
 class Handler(SimpleHTTPRequestHandler):
     meeting: threading.Barrier | None = None  # where all who want the first file wait
+    asked: list[str] | None = None  # gets the paths that are asked for
 
     def do_GET(self):
         if self.meeting and self.path.endswith(next(iter(FILES))):
             self.meeting.wait(5)
         super().do_GET()
 
-    def log_message(self, *args):
-        pass
+    def log_request(self, *args):
+        if self.asked is not None:
+            self.asked.append(self.path)
 
 
 class Server:
@@ -457,10 +482,15 @@ def test_only_what_is_missing_is_downloaded(official, server, root):
     assert (raw(root) / kept).stat().st_mtime_ns == before
 
 
-def test_the_given_mirror_is_asked_first(official, small_mnist, tmp_path):
-    with Server(official) as server:  # torchvision's own is closed
-        given = source(tmp_path, mirror=server.url.rstrip("/"))
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_given_mirror_is_asked_first(official, small_mnist, tmp_path, monkeypatch, slash):
+    asked, other = [], []
+    with Server(official, asked=asked) as server, Server(official, asked=other) as default:
+        monkeypatch.setattr(small_mnist, "mirrors", [default.url])
+        given = source(tmp_path, mirror=server.url.rstrip("/") + slash)
         assert_is_official(given.load(CPU), official)
+    assert set(asked) == {f"/{name}" for name in FILES}
+    assert other == []
 
 
 def test_the_next_mirror_is_asked_where_one_fails(official, server, tmp_path):
@@ -621,7 +651,12 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [damage, truncate, lengthen, empty])
+def exchange(file: Path) -> None:
+    """Whole, but of another size."""
+    file.write_bytes(hashlib.sha256(b"another").digest() + b"another")
+
+
+@pytest.mark.parametrize("harm", [damage, truncate, lengthen, empty, exchange])
 def test_a_damaged_cache_is_made_anew(official, root, harm, caplog):
     source(root).load(CPU)
     whole = cache(root).read_bytes()

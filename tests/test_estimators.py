@@ -147,14 +147,14 @@ def test_the_value_is_the_mean_over_the_samples(name):
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_more_samples_have_less_variance(name):
+def test_four_times_the_samples_have_a_quarter_of_the_variance(name):
     logits = torch.randn(1, N, K).expand(DRAWS, N, K)
     f = square(torch.randn(N, K), torch.zeros(DRAWS))
     few, many = (
         evaluated(build(name, f"estimator.samples={samples}"), logits, f)[0].var()
-        for samples in (4, 16)
+        for samples in (2, 8)
     )
-    assert 3.5 < few / many < 4.5
+    assert few / many > 3.3  # 4, less five standard errors
 
 
 # The gradient
@@ -241,13 +241,12 @@ def test_exact_is_exact():
 @pytest.mark.parametrize("name", [name for name in HARD if name in TEMPERED])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
 def test_samples_follow_the_softmax_at_every_temperature(name, temperature):
-    logits = 1.5 * torch.randn(N, K)
+    logits = torch.randn(N, K)
     estimator = build(name, f"estimator.temperature={temperature}")
     z = points(estimator, logits.expand(DRAWS, N, K))[0]  # (S, DRAWS, N, K)
     code = z.argmax(-1).flatten(0, 1) @ K ** torch.arange(N)
     p = logits.softmax(-1)
     law = torch.stack([p[0, code % K] * p[1, code // K] for code in range(K**N)])
-    assert law.min() * len(code) > 5
     counts = torch.bincount(code, minlength=K**N)
     assert chisquare(counts.numpy(), (law * len(code)).numpy()).pvalue > FIVE_SIGMA
 
@@ -315,6 +314,7 @@ def test_a_state_holds_no_schedule(name):
         *((name, [f"estimator.samples={x}"]) for name in SAMPLING for x in (0, -1, 1.5, "true")),
         *((name, ["+estimator.unknown=1"]) for name in NAMES),
     ],
+    ids=lambda given: given if isinstance(given, str) else given[-1],
 )
 def test_invalid_arguments_are_refused(name, overrides):
     with pytest.raises(InstantiationException) as raised:

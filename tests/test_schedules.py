@@ -146,7 +146,7 @@ def test_a_number_for_a_number(schedule):
 @every_schedule
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
 def test_the_same_value_as_a_tensor_for_a_tensor(schedule, dtype):
-    for step in [*range(120), 10**6]:
+    for step in [*range(0, 120, 5), 9, 11, 49, 89, 96, 97, 98, 10**6]:
         got = schedule(torch.tensor(step, dtype=dtype))
         assert isinstance(got, torch.Tensor)
         assert_close(got, torch.tensor(schedule(step)), rtol=1e-12, atol=1e-15)
@@ -255,10 +255,10 @@ COUNTS = [(Linear, "steps"), (Cosine, "steps"), (Cosine, "warmup"), (Exponential
 
 
 @pytest.mark.parametrize("kind, name", FIELDS)
-@pytest.mark.parametrize("wrong", ["1", True, None, math.nan, math.inf], ids=repr)
-def test_a_field_that_is_no_number_is_refused(kind, name, wrong):
-    with pytest.raises(ValidationError):
-        kind(**VALID[kind] | {name: [wrong] if kind is Piecewise else wrong})
+def test_a_field_that_is_no_number_is_refused(kind, name):
+    for wrong in ("1", True, None, math.nan, math.inf):
+        with pytest.raises(ValidationError):
+            kind(**VALID[kind] | {name: [wrong] if kind is Piecewise else wrong})
 
 
 @pytest.mark.parametrize("kind, name", COUNTS)

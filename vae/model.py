@@ -33,7 +33,7 @@ class CategoricalVAE(nn.Module):
         latents: Count,
         categories: Annotated[int, Field(ge=2)],
         prior: Literal["uniform", "learned"] = "uniform",
-        image_shape: tuple[int, int] = (28, 28),
+        image_shape: tuple[Count, Count] = (28, 28),
     ) -> None:
         super().__init__()
         self.latents, self.categories, self.image_shape = latents, categories, image_shape

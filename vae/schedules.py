@@ -31,6 +31,11 @@ def _cos(x: Value) -> Value:
     return x.cos() if isinstance(x, Tensor) else math.cos(x)
 
 
+def _between(start: float, end: float, share: Value) -> Value:
+    """Exact at both ends, so that what stays positive on paper does in floating point."""
+    return start * (1 - share) + end * share
+
+
 class Schedule(ABC):
     @abstractmethod
     def __call__(self, step: Step) -> Value:
@@ -49,7 +54,7 @@ class Constant(Schedule):
     value: float
 
     def __call__(self, step: Step) -> Value:
-        return self.value
+        return self.value + 0.0 * step  # a tensor for a tensor
 
     @property
     def smallest(self) -> float:
@@ -65,7 +70,7 @@ class Linear(Schedule):
     steps: Count
 
     def __call__(self, step: Step) -> Value:
-        return self.start + (self.end - self.start) * _clamp(step / self.steps, 0.0, 1.0)
+        return _between(self.start, self.end, _clamp(step / self.steps, 0.0, 1.0))
 
     @property
     def smallest(self) -> float:
@@ -119,7 +124,7 @@ class Cosine(Schedule):
 
     def __call__(self, step: Step) -> Value:
         progress = _clamp((step - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
-        cosine = self.end + (self.start - self.end) * (1 + _cos(math.pi * progress)) / 2
+        cosine = _between(self.start, self.end, (1 - _cos(math.pi * progress)) / 2)
         return cosine * _clamp(step / self.warmup, 0.0, 1.0) if self.warmup else cosine
 
     @property

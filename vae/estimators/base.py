@@ -21,6 +21,10 @@ class Estimator(nn.Module, ABC):
     size 1.
     """
 
+    @validated
+    def __init__(self) -> None:
+        super().__init__()
+
     @abstractmethod
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         """(B, N, K) logits, f: (S, B, N, K) -> (S, B), the global step. Returns (B,)."""

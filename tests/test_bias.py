@@ -1,0 +1,253 @@
+"""The adjectives in the estimators' docstrings, measured against enumeration."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from vae.categorical import codes, gradient_of, log_prob, one_hot_argmax
+from vae.estimators import (
+    Estimator,
+    Exact,
+    GumbelSoftmax,
+    Objective,
+    Softmax,
+    StraightThrough,
+    StraightThroughArgmax,
+    StraightThroughGumbel,
+    Surrogate,
+)
+
+N, K = 3, 4
+DRAWS = 20_000
+
+# Families of f, each from a weight (N, K). f takes (S, B, N, K) and answers (S, B).
+
+Family = Callable[[torch.Tensor], Objective]
+
+
+def linear(weight: torch.Tensor) -> Objective:
+    return lambda z: (z * weight).sum((-2, -1))
+
+
+def multilinear(weight: torch.Tensor) -> Objective:
+    """Linear in each z_n, with products of up to all N of them."""
+    return lambda z: (1 + (z * weight).sum(-1)).prod(-1)
+
+
+def quadratic(weight: torch.Tensor) -> Objective:
+    """Quadratic in each z_n, without products of different ones."""
+    return lambda z: (z * weight).sum(-1).square().sum(-1)
+
+
+def exponential(weight: torch.Tensor) -> Objective:
+    """sum exp of a random linear map to five numbers."""
+    matrix = torch.randn(N * K, 5, generator=torch.Generator().manual_seed(0)) * weight.std()
+    return lambda z: (z.flatten(-2) @ matrix).exp().sum(-1)
+
+
+# Gradients of L = E[f(z)] in the logits, (N, K)
+
+
+def by_definition(f: Objective, logits: torch.Tensor) -> torch.Tensor:
+    """dL / dlogits_nk = sum_z q(z) f(z) (z_nk - p_nk), summed by hand."""
+    p = logits.softmax(-1)
+    gradient = torch.zeros(N, K)
+    for digits in itertools.product(range(K), repeat=N):
+        z = torch.eye(K)[list(digits)]
+        q = torch.stack([p[n, k] for n, k in enumerate(digits)]).prod()
+        gradient += q * f(z[None, None]).squeeze() * (z - p)
+    return gradient
+
+
+def of_estimator(estimator: Estimator, f: Objective, logits: torch.Tensor) -> torch.Tensor:
+    """A gradient for each image of (B, N, K) logits."""
+    leaf = logits.clone().requires_grad_()
+    return torch.autograd.grad(estimator(leaf, f, 0).sum(), leaf)[0]
+
+
+def exact(f: Objective, logits: torch.Tensor) -> torch.Tensor:
+    return of_estimator(Exact(limit=K**N), f, logits.unsqueeze(0)).squeeze(0)
+
+
+def expected(
+    estimator: Surrogate, f: Objective, logits: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """E_z[gradient]: every z weighted by its probability, nothing drawn."""
+    z = codes(N, K)
+    leaf = logits.expand_as(z).clone().requires_grad_()
+    surrogate = estimator.surrogate(z.unsqueeze(0), leaf, temperature)
+    value = f(z.unsqueeze(0) + gradient_of(surrogate)).sum()
+    (gradient,) = torch.autograd.grad(value, leaf)  # (K**N, N, K)
+    q = log_prob(logits.unsqueeze(0), z.unsqueeze(1)).exp().squeeze(1)
+    return torch.einsum("c, cnk -> nk", q, gradient)
+
+
+def relative_error(gradient: torch.Tensor, truth: torch.Tensor) -> float:
+    return ((gradient - truth).norm() / truth.norm()).item()
+
+
+def z_scores(draws: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """How many standard errors two independent means over the first axis are apart."""
+    error = (draws.var(0) / len(draws) + other.var(0) / len(other)).sqrt()
+    return (draws.mean(0) - other.mean(0)).abs() / error
+
+
+# Exact
+
+
+@pytest.mark.parametrize("family", [linear, multilinear, quadratic, exponential])
+def test_exact_has_no_bias(family):
+    f, logits = family(torch.randn(N, K)), torch.randn(N, K)
+    assert relative_error(exact(f, logits), by_definition(f, logits)) < 1e-12
+
+
+def test_exact_has_no_variance():
+    f, logits = exponential(torch.randn(N, K)), torch.randn(N, K)
+    assert torch.equal(exact(f, logits), exact(f, logits))
+
+
+# Straight-through
+
+
+def straight_through_error(family: Family, temperature: float) -> float:
+    f, logits = family(torch.randn(N, K)), torch.randn(N, K)
+    gradient = expected(StraightThrough(temperature=1.0), f, logits, temperature)
+    return relative_error(gradient, exact(f, logits))
+
+
+@pytest.mark.parametrize("family", [linear, multilinear])
+def test_straight_through_is_exact_where_f_is_linear_in_each_latent(family):
+    assert straight_through_error(family, 1.0) < 1e-12
+
+
+@pytest.mark.parametrize("family", [linear, multilinear])
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_straight_through_is_biased_at_any_other_temperature(family, temperature):
+    assert straight_through_error(family, temperature) > 0.1
+
+
+@pytest.mark.parametrize("family", [quadratic, exponential])
+def test_straight_through_is_biased_where_f_is_curved(family):
+    assert straight_through_error(family, 1.0) > 0.1
+
+
+def test_straight_through_is_of_first_order():
+    f, logits = exponential(torch.randn(N, K)), torch.randn(N, K)
+
+    def bias(eps: float) -> torch.Tensor:
+        scaled = lambda z: f(eps * z)
+        gradient = expected(StraightThrough(temperature=1.0), scaled, logits, 1.0)
+        return (gradient - exact(scaled, logits)).norm()
+
+    for eps in (2**-5, 2**-6, 2**-7):
+        assert (bias(eps) / bias(eps / 2)).log2().item() == pytest.approx(2, abs=0.1)
+
+
+def test_what_is_enumerated_is_what_straight_through_does():
+    f, logits = exponential(torch.randn(N, K)), torch.randn(N, K)
+    estimator = StraightThrough(temperature=1.3)
+    drawn = of_estimator(estimator, f, logits.expand(DRAWS, N, K))
+    error = drawn.std(0) / DRAWS**0.5
+    assert ((drawn.mean(0) - expected(estimator, f, logits, 1.3)).abs() < 5 * error).all()
+
+
+# Gumbel-softmax
+
+
+def finite_differences(f: Objective, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Of f(softmax((logits + G) / tau)), (DRAWS, N, K): the same noise on both sides."""
+    perturbed = logits - (-torch.rand(1, DRAWS, N, K).log()).log()
+    slopes = [
+        f(((perturbed + step) / temperature).softmax(-1))
+        - f(((perturbed - step) / temperature).softmax(-1))
+        for step in 1e-4 * torch.eye(N * K).reshape(N * K, N, K)
+    ]
+    return torch.cat(slopes).T.reshape(DRAWS, N, K) / 2e-4
+
+
+@pytest.mark.parametrize("family, temperature", [(quadratic, 0.5), (exponential, 1.0)])
+def test_gumbel_softmax_is_unbiased_for_the_relaxed_objective(family, temperature):
+    f, logits = family(torch.randn(N, K)), torch.randn(N, K)
+    drawn = of_estimator(GumbelSoftmax(temperature=temperature), f, logits.expand(DRAWS, N, K))
+    assert z_scores(drawn, finite_differences(f, logits, temperature)).max() < 5
+
+
+def test_the_relaxed_objective_is_another_and_approaches_the_expectation():
+    f, logits = quadratic(torch.randn(N, K)), torch.randn(N, K)
+    truth = Exact(limit=K**N)(logits.unsqueeze(0), f, 0)
+
+    def distance(temperature: float) -> tuple[float, float]:
+        value = GumbelSoftmax(temperature=temperature)(logits.expand(DRAWS, N, K), f, 0)
+        return abs(value.mean() - truth).item(), (value.std() / DRAWS**0.5).item()
+
+    (far, far_error), (near, near_error), (nearest, _) = map(distance, (1.0, 0.3, 0.05))
+    assert far - near > 5 * far_error
+    assert near - nearest > 5 * near_error
+
+
+@pytest.mark.parametrize("estimator", [GumbelSoftmax, StraightThroughGumbel])
+def test_the_variance_of_the_gradient_grows_as_the_temperature_falls(estimator):
+    f, logits = linear(torch.randn(N, K)), torch.randn(N, K).expand(DRAWS, N, K)
+    variances = [
+        of_estimator(estimator(temperature=temperature), f, logits).var(0).sum()
+        for temperature in (1.0, 0.3, 0.1)
+    ]
+    assert variances[0] < variances[1] / 1.5 < variances[2] / 1.5**2
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_straight_through_gumbel_is_biased_even_where_f_is_linear(temperature):
+    f, logits = linear(torch.randn(N, K)), torch.randn(N, K)
+    estimator = StraightThroughGumbel(temperature=temperature)
+    drawn = of_estimator(estimator, f, logits.expand(DRAWS, N, K))
+    error = drawn.std(0) / DRAWS**0.5
+    assert ((drawn.mean(0) - exact(f, logits)).abs() / error).max() > 5
+
+
+def test_straight_through_gumbel_has_the_gradient_of_the_relaxed_sample():
+    f, logits = linear(torch.randn(N, K)), torch.randn(100, N, K)  # the same slope everywhere
+    torch.manual_seed(1)
+    hard = of_estimator(StraightThroughGumbel(temperature=0.5), f, logits)
+    torch.manual_seed(1)
+    relaxed = of_estimator(GumbelSoftmax(temperature=0.5), f, logits)
+    assert_close(hard, relaxed, rtol=0, atol=1e-12)
+
+
+# No sample
+
+
+@pytest.mark.parametrize("family", [linear, multilinear, quadratic, exponential])
+def test_argmax_passes_the_gradient_at_the_mode_unchanged(family):
+    f, logits = family(torch.randn(N, K)), torch.randn(5, N, K)
+    mode = one_hot_argmax(logits).requires_grad_()
+    (at_mode,) = torch.autograd.grad(f(mode.unsqueeze(0)).sum(), mode)
+    assert torch.equal(of_estimator(StraightThroughArgmax(), f, logits), at_mode)
+
+
+def test_argmax_lets_the_logits_drift():
+    f, logits = linear(torch.randn(N, K)), torch.randn(5, N, K)
+    gradient = of_estimator(StraightThroughArgmax(), f, logits)
+    assert gradient.sum(-1).abs().min() > 1e-3
+    certain = of_estimator(StraightThroughArgmax(), f, 1000 * logits)
+    assert torch.equal(certain, gradient)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("family", [multilinear, exponential])
+def test_softmax_differentiates_f_of_the_probabilities(family, temperature):
+    f, logits = family(torch.randn(N, K)), torch.randn(5, N, K)
+    leaf = logits.clone().requires_grad_()
+    odds = (leaf / temperature).exp()
+    value = f((odds / odds.sum(-1, keepdim=True)).unsqueeze(0)).sum()
+    (by_hand,) = torch.autograd.grad(value, leaf)
+    estimator = Softmax(temperature=temperature)
+    assert_close(of_estimator(estimator, f, logits), by_hand, rtol=1e-12, atol=1e-12)
+
+
+def test_the_value_of_softmax_is_not_the_expectation():
+    f, logits = quadratic(torch.randn(N, K)), torch.randn(5, N, K)
+    gap = Softmax(temperature=1.0)(logits, f, 0) - Exact(limit=K**N)(logits, f, 0)
+    assert gap.abs().min() > 0.01
