@@ -1,7 +1,7 @@
 """Files that are whole or not there."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -10,13 +10,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises OSError, and then leaves nothing behind.
     """
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)  # mkstemp's 0o600 would hide a shared run from its readers
         os.replace(scratch, path)
     except BaseException:
         os.unlink(scratch)

@@ -6,6 +6,7 @@ alone. Wherever a schedule is taken, a plain number is too, and means a constant
 """
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Annotated
@@ -44,7 +45,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def smallest(self) -> float:
-        """A bound from below on all that the schedule ever answers."""
+        """The least that the schedule ever answers, up to rounding."""
 
 
 @value
@@ -163,7 +164,8 @@ class Piecewise(Schedule):
 def _as_schedule(given: object) -> Schedule:
     if isinstance(given, Schedule):
         return given
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not abs(given) <= sys.float_info.max:
         raise ValueError(f"must be a finite number or a schedule, not {given!r}")
     return Constant(given)
 
