@@ -123,6 +123,15 @@ def test_straight_through_is_exact_where_f_is_linear_in_each_latent(family):
     assert straight_through_error(family, 1.0) < 1e-12
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_straight_through_has_the_jacobian_of_the_tempered_softmax(temperature):
+    weight, logits = torch.randn(N, K), torch.randn(5, N, K)  # f is linear: its slope is weight
+    p = (logits / temperature).softmax(-1)
+    by_hand = p * (weight - (p * weight).sum(-1, keepdim=True)) / temperature
+    gradient = of_estimator(StraightThrough(temperature=temperature), linear(weight), logits)
+    assert_close(gradient, by_hand, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", [linear, multilinear])
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_straight_through_is_biased_at_any_other_temperature(family, temperature):

@@ -33,7 +33,15 @@ def test_every_line_is_as_wide():
 
 @pytest.mark.parametrize(
     "value, shown",
-    [(None, "-"), (3, "3"), (3.0, "3.00"), (-0.126, "-0.13"), (12345.678, "12345.68")],
+    [
+        (None, "-"),
+        (0, "0"),
+        (0.0, "0.00"),
+        (3, "3"),
+        (3.0, "3.00"),
+        (-0.126, "-0.13"),
+        (12345.678, "12345.68"),
+    ],
 )
 def test_a_number(value, shown):
     assert cells({"run": {"x": value}}) == [["x"], ["run", shown]]

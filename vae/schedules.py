@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-from .validation import Count, Index, NonNegative, value
+from .validation import Count, Index, NonNegative, Positive, value
 
 Step = int | Tensor
 Value = float | Tensor
@@ -107,6 +107,23 @@ class Exponential(Schedule):
 
 
 @value
+class Geometric(Schedule):
+    """From `start` to `end` in `steps` steps by equal factors, then constant."""
+
+    start: Positive
+    end: Positive
+    steps: Count
+
+    def __call__(self, step: Step) -> Value:
+        share = _clamp(step / self.steps, 0.0, 1.0)
+        return self.start ** (1 - share) * self.end**share
+
+    @property
+    def smallest(self) -> float:
+        return min(self.start, self.end)
+
+
+@value
 class Cosine(Schedule):
     """Half a cosine from `start` to `end` in `steps` steps, then constant.
 
@@ -182,8 +199,19 @@ def _non_negative(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def _at_least_one(schedule: Schedule) -> Schedule:
+    if schedule.smallest < 1:
+        raise ValueError(f"must stay at 1 or above, but falls to {schedule.smallest:g}")
+    return schedule
+
+
 PositiveSchedule = Annotated[Schedule, BeforeValidator(_as_schedule), AfterValidator(_positive)]
 """What a temperature is: a schedule or a number, greater than 0 at every step."""
+
+AtLeastOneSchedule = Annotated[
+    Schedule, BeforeValidator(_as_schedule), AfterValidator(_at_least_one)
+]
+"""What ReinMax's temperature is: a schedule or a number, 1 or more at every step."""
 
 NonNegativeSchedule = Annotated[
     Schedule, BeforeValidator(_as_schedule), AfterValidator(_non_negative)

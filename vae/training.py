@@ -120,7 +120,8 @@ def train(
         on_valid = evaluate(model, data.valid.images) if len(data.valid) else None
         codes = on_valid or on_train
         if training.clip is None:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters()])
+            gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         tracker.scalars(
             step,
             epoch,
