@@ -11,8 +11,11 @@ from vae.categorical import codes, gradient_of, log_prob, one_hot_argmax
 from vae.estimators import (
     Estimator,
     Exact,
+    GumbelRao,
     GumbelSoftmax,
+    MinimumVariance,
     Objective,
+    ReinMax,
     Softmax,
     StraightThrough,
     StraightThroughArgmax,
@@ -73,7 +76,10 @@ def exact(f: Objective, logits: torch.Tensor) -> torch.Tensor:
 
 
 def expected(
-    estimator: Surrogate, f: Objective, logits: torch.Tensor, temperature: float
+    estimator: Surrogate | MinimumVariance,
+    f: Objective,
+    logits: torch.Tensor,
+    temperature: float | None,
 ) -> torch.Tensor:
     """E_z[gradient]: every z weighted by its probability, nothing drawn."""
     z = codes(N, K)
@@ -143,16 +149,26 @@ def test_straight_through_is_biased_where_f_is_curved(family):
     assert straight_through_error(family, 1.0) > 0.1
 
 
-def test_straight_through_is_of_first_order():
+ORDERS = {
+    "straight-through": (StraightThrough(temperature=1.0), 1.0, 2),
+    "ReinMax": (ReinMax(temperature=1.0), 1.0, 3),
+    "minimum variance": (MinimumVariance(temperature=None), None, 3),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_bias_falls_with_the_order(name):
+    """f(eps z) as eps halves: the bias of a first-order estimator falls like eps squared."""
+    estimator, temperature, order = ORDERS[name]
     f, logits = exponential(torch.randn(N, K)), torch.randn(N, K)
 
     def bias(eps: float) -> torch.Tensor:
         scaled = lambda z: f(eps * z)
-        gradient = expected(StraightThrough(temperature=1.0), scaled, logits, 1.0)
+        gradient = expected(estimator, scaled, logits, temperature)
         return (gradient - exact(scaled, logits)).norm()
 
     for eps in (2**-5, 2**-6, 2**-7):
-        assert (bias(eps) / bias(eps / 2)).log2().item() == pytest.approx(2, abs=0.1)
+        assert (bias(eps) / bias(eps / 2)).log2().item() == pytest.approx(order, abs=0.1)
 
 
 def test_what_is_enumerated_is_what_straight_through_does():
@@ -260,3 +276,101 @@ def test_the_value_of_softmax_is_not_the_expectation():
     f, logits = quadratic(torch.randn(N, K)), torch.randn(5, N, K)
     gap = Softmax(temperature=1.0)(logits, f, 0) - Exact(limit=K**N)(logits, f, 0)
     assert gap.abs().min() > 0.01
+
+
+# The second order: ReinMax, MVE and Gumbel-Rao
+
+
+@pytest.mark.parametrize("family", [linear, multilinear, quadratic])
+@pytest.mark.parametrize("name", ["ReinMax", "minimum variance"])
+def test_the_second_order_is_exact_where_f_is_quadratic_in_each_latent(name, family):
+    estimator, temperature, _ = ORDERS[name]
+    f, logits = family(torch.randn(N, K)), torch.randn(N, K)
+    assert relative_error(expected(estimator, f, logits, temperature), exact(f, logits)) < 1e-12
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1.0, 30.0, 1e6])
+def test_minimum_variance_is_exact_where_f_is_linear_at_every_tau(tau):
+    f, logits = linear(torch.randn(N, K)), torch.randn(N, K)
+    gradient = expected(MinimumVariance(temperature=1.0), f, logits, tau)
+    assert relative_error(gradient, exact(f, logits)) < 1e-12
+
+
+def test_minimum_variance_goes_from_straight_through_to_its_limit():
+    logits = torch.randn(1, N, K)
+    z = codes(N, K).unsqueeze(1)
+    estimator = MinimumVariance(temperature=1.0)
+
+    def jacobian(surrogate: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return torch.autograd.functional.jacobian(surrogate, logits)
+
+    small = jacobian(lambda leaf: estimator.surrogate(z, leaf, 1e-9))
+    straight = jacobian(lambda leaf: leaf.softmax(-1).expand_as(z))
+    assert_close(small, straight, rtol=0, atol=1e-8)
+    large = jacobian(lambda leaf: estimator.surrogate(z, leaf, 1e7))
+    limit = jacobian(lambda leaf: estimator.surrogate(z, leaf, None))
+    assert_close(large, limit, rtol=0, atol=1e-5)
+
+
+def softmax_jacobian(q: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """(diag(q) - q q^T) g."""
+    return q * g - q * (q * g).sum(-1, keepdim=True)
+
+
+def reinmax_gradient(
+    z: torch.Tensor, logits: torch.Tensor, g: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    leaf = logits.clone().requires_grad_()
+    surrogate = ReinMax(temperature=1.0).surrogate(z, leaf, temperature)
+    return torch.autograd.grad((surrogate * g).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0])
+def test_reinmax_is_its_formula(temperature):
+    logits, g = torch.randn(2, 5, N, K)
+    z = one_hot_argmax(torch.randn(5, N, K))
+    m = (z + (logits / temperature).softmax(-1)) / 2
+    formula = 2 * softmax_jacobian(m, g) - softmax_jacobian(logits.softmax(-1), g) / 2
+    assert_close(reinmax_gradient(z, logits, g, temperature), formula, rtol=0, atol=1e-14)
+
+
+def test_reinmax_at_one_is_zgr():
+    logits, g = torch.randn(2, 5, N, K)
+    z = one_hot_argmax(torch.randn(5, N, K))
+    leaf = logits.clone().requires_grad_()
+    log_p = leaf.log_softmax(-1)
+    sampled = (log_p * z).sum(-1, keepdim=True)
+    surrogate = (log_p.exp() + (z - log_p.exp().detach()) * sampled) / 2
+    (zgr,) = torch.autograd.grad((surrogate * g).sum(), leaf)
+    assert_close(reinmax_gradient(z, logits, g, 1.0), zgr, rtol=0, atol=1e-14)
+
+
+def test_gumbel_rao_with_one_inner_sample_is_straight_through_gumbel():
+    f, logits = exponential(torch.randn(N, K)), torch.randn(N, K).expand(DRAWS, N, K)
+    rao = of_estimator(GumbelRao(temperature=0.5, inner_samples=1), f, logits)
+    gumbel = of_estimator(StraightThroughGumbel(temperature=0.5), f, logits)
+    assert z_scores(rao, gumbel).max() < 5
+    assert z_scores(rao.square(), gumbel.square()).max() < 5
+
+
+def test_more_inner_samples_keep_the_mean_and_lower_the_variance():
+    f, logits = exponential(torch.randn(N, K)), torch.randn(N, K).expand(DRAWS, N, K)
+    one = of_estimator(GumbelRao(temperature=0.3, inner_samples=1), f, logits)
+    many = of_estimator(GumbelRao(temperature=0.3, inner_samples=10), f, logits)
+    assert z_scores(one, many).max() < 5
+    assert many.var(0).sum() < 0.9 * one.var(0).sum()
+
+
+def test_gumbel_rao_tends_to_reinmax_as_the_temperature_falls():
+    logits, g = torch.randn(2, 1, N, K)
+    z = one_hot_argmax(torch.randn(1, N, K))
+
+    def distance(temperature: float) -> float:
+        leaf = logits.clone().requires_grad_()
+        estimator = GumbelRao(temperature=1.0, inner_samples=DRAWS)
+        surrogate = estimator.surrogate(z.unsqueeze(0), leaf, temperature)
+        (gradient,) = torch.autograd.grad((surrogate * g).sum(), leaf)
+        return relative_error(gradient, reinmax_gradient(z, logits, g, 1.0))
+
+    far, near = distance(1.0), distance(0.05)
+    assert near < 0.1 < far

@@ -24,15 +24,6 @@ def _float32():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Thousands of small operations: on busy cores, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def images() -> Tensor:
     return torch.randint(256, (IMAGES, D), dtype=torch.uint8)

@@ -111,7 +111,7 @@ def importance_weighted(
     for x in _batches(images, _IMAGES):
         logits = model.encode(x)
         log_sum = torch.full((len(x),), -math.inf, device=x.device, dtype=logits.dtype)
-        for chunk in _chunks(samples, _ROWS // len(x)):
+        for chunk in _chunks(samples, max(1, _ROWS // len(x))):
             z = categorical.sample(logits, chunk, generator)
             log_weight = model.joint_log_prob(x, z) - categorical.log_prob(logits, z)
             log_sum = torch.logaddexp(log_sum, log_weight.logsumexp(0))

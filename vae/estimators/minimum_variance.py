@@ -30,13 +30,18 @@ class MinimumVariance(Pathwise):
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:
         z = sample(logits, self.samples)  # (S, B, N, K)
+        temperature = None if self.temperature is None else self.temperature(step)
+        return z + gradient_of(self.surrogate(z, logits, temperature))
+
+    def surrogate(self, z: Tensor, logits: Tensor, temperature: Value | None) -> Tensor:
+        """(S, B, N, K) samples, (B, N, K) logits -> (S, B, N, K); no temperature is infinity."""
         with torch.no_grad():
             p = logits.double().softmax(-1)
-            if self.temperature is None:
+            if temperature is None:
                 jacobian = limit_jacobian(p, z.double())
             else:
-                jacobian = minimum_variance_jacobian(p, z.double(), self.temperature(step))
-        return z + gradient_of(linear_surrogate(jacobian.to(logits.dtype), logits))
+                jacobian = minimum_variance_jacobian(p, z.double(), temperature)
+        return linear_surrogate(jacobian.to(logits.dtype), logits)
 
 
 def minimum_variance_jacobian(p: Tensor, z: Tensor, tau: Value) -> Tensor:
