@@ -41,7 +41,7 @@ def conditional_gumbel(logits: Tensor, z: Tensor) -> Tensor:
     With E standard exponential and x the category of z, the winner is log Z - log E_x, Z the sum
     of exp(logits), and the others are -log(E_j / exp(logits_j) + E_x / Z). Differentiable in the
     logits at fixed z and E.
-    Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838, appendix A.
+    Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838.
     """
     log_e = gumbel_noise(z, 1).squeeze(0).neg()  # log of an exponential is minus a Gumbel
     winner = logits.logsumexp(-1, keepdim=True) - (z * log_e).sum(-1, keepdim=True)

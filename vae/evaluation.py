@@ -89,7 +89,7 @@ def _perplexity(usage: Tensor) -> float:
 def active_latents(mean: Tensor, mean_square: Tensor) -> int:
     """How many latents have sum_k Var_x(q(z_n = k | x)) > 0.01, from the (N, K) moments over x.
 
-    Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519, section 5.1: there the
+    Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519: there the
     variance of the posterior mean; a one-hot's mean is its probabilities.
     """
     variance = (mean_square - mean.square()).sum(-1)

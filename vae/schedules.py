@@ -82,7 +82,7 @@ class Linear(Schedule):
 class Exponential(Schedule):
     """max(minimum, start * exp(-rate * t)), with t refreshed every `every` steps.
 
-    Jang, Gu & Poole (2017), https://arxiv.org/abs/1611.01144, section 4: start 1, minimum 0.5.
+    Jang, Gu & Poole (2017), https://arxiv.org/abs/1611.01144: start 1, minimum 0.5.
     """
 
     start: float

@@ -21,8 +21,9 @@ class Disarm(Estimator):
     In this order every break but the last two takes at most a third of what is left, so that w
     stays below 2 without clipping. At K = 2, DisARM itself. Two evaluations of f; no temperature.
 
-    Dong, Mnih & Tucker (2020), https://arxiv.org/abs/2006.10680, equation 7;
-    Dong, Mnih & Tucker (2021), https://arxiv.org/abs/2106.08056, section 3.1, stick breaking.
+    Dong, Mnih & Tucker (2020), https://arxiv.org/abs/2006.10680;
+    Dong, Mnih & Tucker (2021), https://arxiv.org/abs/2106.08056, the
+    stick-breaking coupling.
     """
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:

@@ -18,7 +18,7 @@ class GappedStraightThrough(Surrogate):
     probability of the sampled category. Deterministic given the sample. Biased. The value is an
     unbiased estimate of L. One evaluation of f per sample.
 
-    Fan et al. (2022), https://arxiv.org/abs/2206.07235, section 4.
+    Fan et al. (2022), https://arxiv.org/abs/2206.07235.
     """
 
     @validated

@@ -27,7 +27,18 @@ def rao_blackwell_jacobian(
         return (torch.diag_embed(mean) - square) / (inner_samples * temperature)
 
 
-class GumbelRao(Surrogate):
+class RaoBlackwellized(Surrogate):
+    """A surrogate averaged over `inner_samples` draws of the noise for each sample."""
+
+    @validated
+    def __init__(
+        self, temperature: PositiveSchedule, inner_samples: Count, samples: Count = 1
+    ) -> None:
+        super().__init__(temperature, samples)
+        self.inner_samples = inner_samples
+
+
+class GumbelRao(RaoBlackwellized):
     """Straight-through Gumbel, its gradient averaged over the noise given the sample.
 
     The same bias as straight-through Gumbel's and never more variance; with one inner sample it is
@@ -35,36 +46,22 @@ class GumbelRao(Surrogate):
     unbiased estimate of L. One evaluation of f per sample; an inner sample costs K products for
     each category.
 
-    Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838, equation 9.
+    Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838.
     """
-
-    @validated
-    def __init__(
-        self, temperature: PositiveSchedule, inner_samples: Count, samples: Count = 1
-    ) -> None:
-        super().__init__(temperature, samples)
-        self.inner_samples = inner_samples
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
         jacobian = rao_blackwell_jacobian(logits, z, temperature, self.inner_samples)
         return linear_surrogate(jacobian, logits)
 
 
-class ReinMaxRao(Surrogate):
+class ReinMaxRao(RaoBlackwellized):
     """ReinMax, with Gumbel-Rao's Jacobian at m = (z + p) / 2 in place of softmax's.
 
     2 J_GR(log m) g - J(p) g / 2. Biased. The value is an unbiased estimate of L. One evaluation of
     f per sample.
 
-    Wang et al. (2026), https://arxiv.org/abs/2603.08257.
+    Beyond ReinMax (2026), https://arxiv.org/abs/2603.08257.
     """
-
-    @validated
-    def __init__(
-        self, temperature: PositiveSchedule, inner_samples: Count, samples: Count = 1
-    ) -> None:
-        super().__init__(temperature, samples)
-        self.inner_samples = inner_samples
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
         p = logits.softmax(-1)

@@ -14,7 +14,7 @@ class GumbelSoftmax(Tempered):
     as tau falls to 0, while the variance of the gradient grows. One evaluation of f per sample.
 
     Jang, Gu & Poole (2017), https://arxiv.org/abs/1611.01144, equation 2;
-    Maddison, Mnih & Teh (2017), https://arxiv.org/abs/1611.00712, equation 10.
+    Maddison, Mnih & Teh (2017), https://arxiv.org/abs/1611.00712.
     """
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:

@@ -18,7 +18,7 @@ class Reinforce(Estimator):
     Unbiased for every f, differentiable or not. The variance falls with S and grows with the
     number of latents. S >= 2 evaluations of f; no temperature.
 
-    Kool, van Hoof & Welling (2019), https://openreview.net/forum?id=r1lgTGL5DE, equation 8.
+    Kool, van Hoof & Welling (2019), https://openreview.net/forum?id=r1lgTGL5DE
     """
 
     @validated
@@ -39,7 +39,7 @@ class ReinforceMovingAverage(Estimator):
 
     Unbiased for every f: the baseline is older than the sample. One evaluation of f; a buffer.
 
-    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030, section 2.3.
+    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030.
     """
 
     average: Tensor
@@ -71,7 +71,7 @@ class ReinforceLearnedBaseline(Estimator):
     pass, and learns nothing else; the encoder learns nothing from the fit. One evaluation of f;
     owns parameters.
 
-    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030, section 2.3; there the network sees the
+    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030; there the network sees the
     image, here its logits, so that the estimator stays one of a distribution and a function.
     """
 

@@ -19,7 +19,7 @@ class ControlVariate(Estimator):
     its variance; the fit reaches the parameters of c and nothing else, and neither does c reach
     whatever f closes over. Three evaluations of f and a double backward.
 
-    Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123, equation 10 and algorithm 2.
+    Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
     """
 
     @abstractmethod
@@ -47,38 +47,51 @@ class ControlVariate(Estimator):
         return sum(gradient_of(p * s).sum() for p, s in zip(parameters, slopes, strict=True))
 
 
+class RelaxedObjective(nn.Module):
+    """eta f(softmax(z / lambda)), with eta and lambda learned."""
+
+    def __init__(self, temperature: float, scale: float) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, z: Tensor, f: Objective) -> Tensor:
+        """Perturbed log-probabilities (1, B, N, K) -> (B,)."""
+        return self.scale * f((z / self.log_temperature.exp()).softmax(-1)).squeeze(0)
+
+
 class Rebar(ControlVariate):
-    """c(z) = eta f(softmax(z / lambda)), with eta and lambda learned.
+    """The control variate is f itself, at the relaxed sample: c(z) = eta f(softmax(z / lambda)).
 
     Unbiased for every f that is differentiable inside the simplex.
 
-    Tucker et al. (2017), https://arxiv.org/abs/1703.07370, equation 7.
+    Tucker et al. (2017), https://arxiv.org/abs/1703.07370.
     """
 
     @validated
     def __init__(self, temperature: Positive, scale: float) -> None:
         super().__init__()
-        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
-        self.scale = nn.Parameter(torch.tensor(scale))
+        self.relaxed = RelaxedObjective(temperature, scale)
 
     def control(self, z: Tensor, f: Objective) -> Tensor:
-        return self.scale * f((z / self.log_temperature.exp()).softmax(-1)).squeeze(0)
+        return self.relaxed(z, f)
 
 
-class Relax(Rebar):
+class Relax(ControlVariate):
     """REBAR's control variate plus a network of z.
 
-    Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123, section 3.
+    Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
     """
 
     @validated
     def __init__(
         self, latents: Count, categories: Count, hidden: Count, temperature: Positive, scale: float
     ) -> None:
-        super().__init__(temperature, scale)
+        super().__init__()
+        self.relaxed = RelaxedObjective(temperature, scale)
         self.network = nn.Sequential(
             nn.Linear(latents * categories, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1)
         )
 
     def control(self, z: Tensor, f: Objective) -> Tensor:
-        return super().control(z, f) + self.network(z.squeeze(0).flatten(1)).squeeze(-1)
+        return self.relaxed(z, f) + self.network(z.squeeze(0).flatten(1)).squeeze(-1)

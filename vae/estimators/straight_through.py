@@ -13,7 +13,7 @@ class StraightThrough(Surrogate):
     biased even for linear f at any other tau. The value is an unbiased estimate of L. One
     evaluation of f per sample.
 
-    Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432, section 4, with the
+    Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432, with the
     softmax's Jacobian in place of the identity.
     """
 

@@ -35,7 +35,7 @@ class StraightThroughArgmax(Pathwise):
     categories, so that the logits drift along the direction that softmax ignores, and the size of
     a step does not fall as q becomes certain. Deterministic; one evaluation of f; no temperature.
 
-    Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432, section 4.
+    Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432.
     """
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:
