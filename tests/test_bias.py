@@ -9,8 +9,10 @@ from torch.testing import assert_close
 
 from vae.categorical import codes, gradient_of, log_prob, one_hot_argmax
 from vae.estimators import (
+    DecoupledStraightThroughGumbel,
     Estimator,
     Exact,
+    GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
     MinimumVariance,
@@ -374,3 +376,28 @@ def test_gumbel_rao_tends_to_reinmax_as_the_temperature_falls():
 
     far, near = distance(1.0), distance(0.05)
     assert near < 0.1 < far
+
+
+# The gapped and the decoupled
+
+
+@pytest.mark.parametrize("gap", [0.5, 1.0, "probability"])
+def test_the_gapped_logits_let_the_sample_win_by_the_gap(gap):
+    logits = 3 * torch.randn(50, N, K)
+    z = one_hot_argmax(torch.randn(50, N, K))
+    relaxed = GappedStraightThrough(temperature=1.0, gap=gap).surrogate(z, logits, 1.0)
+    log_relaxed = relaxed.log()
+    winner = (log_relaxed * z).sum(-1)
+    rival = log_relaxed.masked_fill(z > 0, -torch.inf).amax(-1)
+    p = (logits.softmax(-1) * z).sum(-1) * (1 - 1e-5)
+    least = -torch.log1p(-p) / p if gap == "probability" else torch.full_like(p, gap)
+    assert (winner - rival > least - 1e-9).all()
+
+
+def test_at_equal_temperatures_the_decoupled_is_straight_through_gumbel_at_one():
+    f, logits = exponential(torch.randn(N, K)), torch.randn(5, N, K)
+    decoupled = DecoupledStraightThroughGumbel(forward_temperature=0.7, backward_temperature=0.7)
+    torch.manual_seed(1)
+    gradient = of_estimator(decoupled, f, logits)
+    torch.manual_seed(1)
+    assert_close(gradient, of_estimator(StraightThroughGumbel(temperature=1.0), f, logits))

@@ -27,7 +27,7 @@ from .objective import NegativeELBO
 from .optimizers import Optimizer
 from .tracking import Tracking
 from .training import Training
-from .validation import Count, Index, UserError, value
+from .validation import Count, UserError, Whole, value
 
 CONFIG = "config.yaml"
 
@@ -38,7 +38,7 @@ class Settings:
 
     latents: Count
     categories: Annotated[int, Field(ge=2)]
-    seed: Index
+    seed: Whole
     device: Literal["auto", "cpu", "cuda", "mps"]
     importance_samples: Count
 

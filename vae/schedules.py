@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-from .validation import Count, Index, NonNegative, Positive, value
+from .validation import Count, NonNegative, Positive, Whole, value
 
 Step = int | Tensor
 Value = float | Tensor
@@ -134,7 +134,7 @@ class Cosine(Schedule):
     start: float
     end: float
     steps: Count
-    warmup: Index = 0
+    warmup: Whole = 0
 
     def __post_init__(self) -> None:
         if self.warmup >= self.steps:

@@ -1,7 +1,8 @@
 """TensorBoard and metrics.jsonl: what is logged, and under which names.
 
-    objective/train                     mean training objective of the epoch; no bound when relaxed
+    objective/{loss,distortion,rate}    mean over the epoch of what training minimised; no bound
     elbo/{train,valid,test}             of the discrete model; likewise elbo_map/ rate/ distortion/
+    {importance_weighted,log_likelihood}/test
     latent/{perplexity,active,entropy}  of the held-out images (of training ones if none are)
     schedule/{lr,beta,temperature}      at the step
     gradient/norm                       of the epoch's last step, before clipping
@@ -20,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from .files import write_atomically
-from .validation import Count, Index, value
+from .validation import Count, Whole, value
 
 METRICS = "metrics.jsonl"
 
@@ -29,7 +30,7 @@ METRICS = "metrics.jsonl"
 class Tracking:
     """What is logged besides the scalars of every epoch."""
 
-    pictures_every: Index = Field(description="epochs between pictures; 0 for none")
+    pictures_every: Whole = Field(description="epochs between pictures; 0 for none")
     pictures: Count = Field(description="originals shown, at most")
     train_images: Count = Field(description="training images behind elbo/train, at most")
 

@@ -26,7 +26,7 @@ value = dataclass(frozen=True, config=_STRICT)
 """Decorates a class that is nothing but its fields."""
 
 Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

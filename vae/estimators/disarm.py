@@ -22,8 +22,7 @@ class Disarm(Estimator):
     stays below 2 without clipping. At K = 2, DisARM itself. Two evaluations of f; no temperature.
 
     Dong, Mnih & Tucker (2020), https://arxiv.org/abs/2006.10680;
-    Dong, Mnih & Tucker (2021), https://arxiv.org/abs/2106.08056, the
-    stick-breaking coupling.
+    Dong, Mnih & Tucker (2021), https://arxiv.org/abs/2106.08056, for the stick.
     """
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
