@@ -15,7 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 # No torch up here: --help and tab completion import this file.
 
+OmegaConf.register_new_resolver("method", lambda *choices: method(*choices), replace=True)
+
 _statuses = [0]  # of the jobs so far: one that fails does not take the rest of a sweep with it
+
+
+def method(objective: str, estimator: str | None) -> str:
+    """What a run folder is called after: the estimator, and the objective if it is not the ELBO."""
+    return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
 
 
 def run(config: DictConfig, folder: Path) -> None:
@@ -113,6 +120,11 @@ def main() -> int:
         from vae.errors import one_line
 
         _complain(one_line(error))
+        return 2
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        _complain("a group takes the name of an option, as in estimator=reinmax, and no null")
         return 2
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -13,6 +13,7 @@ LAYERS = [
     {"estimators", "model", "optimizers"},
     {"objective"},
     {"evaluation", "pictures", "checkpoint"},
+    {"gradients"},
     {"training", "comparison"},
     {"door"},
     {"__init__"},

@@ -4,6 +4,8 @@ Codes are one-hot, (..., N, K). Leading dimensions are samples S and batch B, in
 Logarithms are natural and every sum runs over the latents: nats per image.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,20 @@ def log_prob(logits: Tensor, z: Tensor) -> Tensor:
     if logits.dim() == 3 and z.shape[1] == 1:
         return z.flatten(1).to(log_p.dtype) @ log_p.flatten(1).T
     return (z * log_p).sum((-2, -1))
+
+
+def exp_concrete_log_prob(logits: Tensor, temperature: float | Tensor, log_y: Tensor) -> Tensor:
+    """Log-density of log y, y Concrete, summed over the latents: logits (..., N, K) -> (...).
+
+    log y (..., N, K) is a log_softmax of (logits + Gumbel) / temperature. On the simplex itself
+    the density would overflow where y does.
+
+    Maddison, Mnih & Teh (2017), https://arxiv.org/abs/1611.00712.
+    """
+    k = logits.shape[-1]
+    scores = logits - temperature * log_y
+    normaliser = math.lgamma(k) + (k - 1) * torch.as_tensor(temperature).log()
+    return (normaliser + scores.sum(-1) - k * scores.logsumexp(-1)).sum(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from .files import write_atomically
-from .objective import NegativeELBO
+from .objective import TrainingObjective
 from .validation import UserError
 
 Which = Literal["best", "last"]
@@ -19,7 +19,7 @@ def path(run: Path, which: Which) -> Path:
     return run / f"{which}.pt"
 
 
-def save(run: Path, which: Which, objective: NegativeELBO, epoch: int, step: int) -> None:
+def save(run: Path, which: Which, objective: TrainingObjective, epoch: int, step: int) -> None:
     """Model and estimator, and where in training they stand. Whole or not at all."""
     buffer = io.BytesIO()
     content = {"format": _FORMAT, "epoch": epoch, "step": step}

@@ -23,10 +23,10 @@ from .errors import close_match
 from .estimators import Estimator
 from .files import write_atomically
 from .model import CategoricalVAE
-from .objective import NegativeELBO
+from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
 from .tracking import Tracking
-from .training import Training
+from .training import Training, check_measurable
 from .validation import Count, UserError, Whole, value
 
 CONFIG = "config.yaml"
@@ -48,7 +48,7 @@ class Experiment:
     """Everything that a training run is made of."""
 
     data: DataSet
-    objective: NegativeELBO
+    objective: TrainingObjective
     optimizer: Optimizer
     training: Training
     tracking: Tracking
@@ -70,6 +70,8 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
     config = config.copy()
     OmegaConf.set_struct(config, False)
     for group in _GROUPS:
+        if group == "estimator" and config.get(group) is None:
+            continue  # not every objective takes one
         if not OmegaConf.is_dict(config.get(group)):
             raise UserError(f"{group} must be a group of keys, not {config.get(group)!r}")
     settings = _settings(config)
@@ -82,14 +84,13 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
     except ValueError as error:
         raise UserError(f"training.{error}") from error
     model = build(config, "model", CategoricalVAE)
-    estimator = build(config, "estimator", Estimator)
-    try:
-        estimator.check(model.latents, model.categories)
-    except ValueError as error:
-        raise UserError(f"estimator: {error}") from error
-    objective = build(config, "objective", NegativeELBO, model=model, estimator=estimator)
+    objective = _objective(config, model)
     optimizer = build(config, "optimizer", Optimizer)
     tracking = build(config, "tracking", Tracking)
+    try:
+        check_measurable(objective, tracking)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     resolved = OmegaConf.to_container(config, resolve=True)
     data = source.load(device)
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
@@ -173,6 +174,21 @@ def read_config(run: Path) -> DictConfig:
         if target is None:
             raise UserError(f"{run / CONFIG} names no {key}")
     return config
+
+
+def _objective(config: DictConfig, model: CategoricalVAE) -> TrainingObjective:
+    """The objective, with the estimator that the configuration names, if any."""
+    if config.get("estimator") is None:  # as with VIMCO; the others complain
+        return build(config, "objective", TrainingObjective, model=model)
+    estimator = build(config, "estimator", Estimator)
+    try:
+        estimator.check(model.latents, model.categories)
+    except ValueError as error:
+        raise UserError(f"estimator: {error}") from error
+    target = config.objective.get("_target_", "")
+    if target == f"{VIMCO.__module__}.{VIMCO.__name__}":
+        raise UserError("estimator: VIMCO has a gradient of its own; leave it out")
+    return build(config, "objective", TrainingObjective, model=model, estimator=estimator)
 
 
 def _settings(config: DictConfig) -> Settings:

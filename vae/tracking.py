@@ -6,6 +6,7 @@
     latent/{perplexity,active,entropy}  of the held-out images (of training ones if none are)
     schedule/{lr,beta,temperature}      at the step
     gradient/norm                       of the epoch's last step, before clipping
+    gradient/{bias,variance,cosine}     of the estimator, relative to the exact gradient; on request
     time/images_per_second              training alone; in TensorBoard only
 
 metrics.jsonl holds no clock: two runs of the same command on the same CPU write the same bytes.
@@ -33,6 +34,7 @@ class Tracking:
     pictures_every: Whole = Field(description="epochs between pictures; 0 for none")
     pictures: Count = Field(description="originals shown, at most")
     train_images: Count = Field(description="training images behind elbo/train, at most")
+    gradient_every: Whole = Field(description="epochs between measurements; 0 for none")
 
 
 class Tracker:

@@ -14,14 +14,16 @@ from tqdm import tqdm
 from . import checkpoint, pictures
 from .data import DataSet, fixed_draw, training_batches
 from .evaluation import Evaluation, evaluate
+from .gradients import gradient_quality, true_gradients
 from .model import CategoricalVAE
-from .objective import NegativeELBO
+from .objective import NegativeELBO, TrainingObjective
 from .optimizers import Optimizer
-from .schedules import schedules_of
 from .tracking import Tracker, Tracking
 from .validation import Count, Positive, value
 
 log = logging.getLogger(__name__)
+
+_GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
 
 
 @value
@@ -63,7 +65,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    objective: NegativeELBO,
+    objective: TrainingObjective,
     data: DataSet,
     optimizer: Optimizer,
     training: Training,
@@ -75,13 +77,15 @@ def train(
     """Trains the objective's model and estimator; leaves best.pt and last.pt in the run's folder.
 
     Randomness of the objective comes from torch's default generator, that of the batches from one
-    of its own: what is evaluated or drawn in between changes neither. Raises Diverged.
+    of its own: what is evaluated or drawn in between changes neither. Raises Diverged, and what
+    `check_measurable` raises.
     """
+    check_measurable(objective, tracking)
     model, device = objective.model, data.train.images.device
     precision = torch.bfloat16 if training.precision == "bf16" else None
     stepper = optimizer.build(objective.parameters())
     batches = torch.Generator(device).manual_seed(seed)
-    schedules = {"lr": optimizer.lr, "beta": objective.beta, **schedules_of(objective.estimator)}
+    schedules = {"lr": optimizer.lr, **objective.schedules()}
     seen = fixed_draw(data, data.train)[: tracking.train_images]
     shown = pictures.gallery(data.valid if len(data.valid) else data.test, tracking.pictures)
     total_steps = training.total_steps(len(data.train))
@@ -119,6 +123,9 @@ def train(
         on_train = evaluate(model, seen)
         on_valid = evaluate(model, data.valid.images) if len(data.valid) else None
         codes = on_valid or on_train
+        gradient = {}
+        if tracking.gradient_every and epoch % tracking.gradient_every == 0:
+            gradient = _gradient(objective, seen[:_GRADIENT_IMAGES], step)
         if training.clip is None:
             gradients = [p.grad for p in objective.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -130,7 +137,8 @@ def train(
             | (_named(on_valid.bound_terms(), "{}/valid") if on_valid else {})
             | _named(codes.code_terms(), "latent/{}")
             | {f"schedule/{name}": float(schedule(step)) for name, schedule in schedules.items()}
-            | {"gradient/norm": float(norm)},
+            | {"gradient/norm": float(norm)}
+            | _named(gradient, "gradient/{}"),
         )
         tracker.speed(step, images_per_second)
 
@@ -158,6 +166,23 @@ def train(
 
 def _named(values: dict[str, float], pattern: str) -> dict[str, float]:
     return {pattern.format(name): value for name, value in values.items()}
+
+
+def check_measurable(objective: TrainingObjective, tracking: Tracking) -> None:
+    """Raises ValueError where gradients are to be measured that nothing exact is known of."""
+    if tracking.gradient_every and not isinstance(objective, NegativeELBO):
+        raise ValueError(
+            f"tracking.gradient_every={tracking.gradient_every}: gradients are measured of the "
+            "ELBO's estimators alone; 0 with any other objective"
+        )
+
+
+def _gradient(objective: NegativeELBO, images: Tensor, step: int) -> dict[str, float]:
+    truth = true_gradients(objective.model, images)
+    quality = gradient_quality(
+        objective.model, objective.estimator, images, truth, step, _GRADIENT_DRAWS
+    )
+    return {"bias": quality.bias, "variance": quality.variance, "cosine": quality.cosine}
 
 
 def _draw(

@@ -18,8 +18,15 @@ class GumbelSoftmax(Tempered):
     """
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:
+        return self._scores(logits, step).softmax(-1)
+
+    def log_sample(self, logits: Tensor, step: Step) -> Tensor:
+        """The logarithm of `sample`, where no coordinate underflows."""
+        return self._scores(logits, step).log_softmax(-1)
+
+    def _scores(self, logits: Tensor, step: Step) -> Tensor:
         perturbed = logits + gumbel_noise(logits, self.samples)  # (S, B, N, K)
-        return (perturbed / self.temperature(step)).softmax(-1)
+        return perturbed / self.temperature(step)
 
 
 class StraightThroughGumbel(Tempered):
