@@ -21,7 +21,7 @@ _statuses = [0]  # of the jobs so far: one that fails does not take the rest of 
 
 
 def method(objective: str, estimator: str | None) -> str:
-    """What a run folder is called after: the estimator, and the objective if it is not the ELBO."""
+    """What a run folder is called after: the estimator, and any objective but the ELBO."""
     return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
 
 

@@ -8,14 +8,13 @@ Noise comes from a seed of its own; measuring changes nothing else that is rando
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .data import to_float
 from .estimators import Estimator, Exact, Reinforce
 from .evaluation import EXACT_LIMIT, can_enumerate
 from .model import CategoricalVAE
@@ -42,41 +41,40 @@ class GradientQuality(NamedTuple):
         return self.deviation**2
 
 
-def true_gradients(model: CategoricalVAE, images: Tensor, seed: int = _SEED) -> Tensor:
-    """The gradient that estimators are measured against: uint8 images (B, D) -> (C, P).
+def true_gradients(model: CategoricalVAE, x: Tensor, seed: int = _SEED) -> Tensor:
+    """The gradient that estimators are measured against: images (B, D) in [0, 1] -> (C, P).
 
     P parameters of the encoder. One row (C = 1), exact, where the codes can be enumerated;
     otherwise independent unbiased rows, each the score function with leave-one-out baselines.
     """
     if can_enumerate(model):
-        return _draws(model, Exact(limit=EXACT_LIMIT), to_float(images), 0, 1)
+        return _draws(model, Exact(limit=EXACT_LIMIT), x, 0, 1)
     reference = Reinforce(samples=_REFERENCE_SAMPLES)
-    with _own_noise(images.device, seed + 1):
-        rows = [_draws(model, reference, to_float(images), 0, 1) for _ in range(_CHUNKS)]
+    with _own_noise(x.device, seed + 1):
+        rows = [_draws(model, reference, x, 0, 1) for _ in range(_CHUNKS)]
     return torch.cat(rows)
 
 
 def gradient_quality(
     model: CategoricalVAE,
     estimator: Estimator,
-    images: Tensor,
+    x: Tensor,
     truth: Tensor,
     step: Step = 0,
     draws: int = 1000,
     seed: int = _SEED,
 ) -> GradientQuality:
-    """Measures the estimator from so many draws of the noise; `truth` is of `true_gradients`.
+    """Measures the estimator at images x (B, D) in [0, 1]; `truth` is their `true_gradients`.
 
-    uint8 images (B, D) on the model's device. The draws are copies of the batch in one backward
-    pass of estimator and decoder, and one vectorised pass of the encoder.
+    The draws of the noise are copies of the batch in one backward pass of estimator and decoder,
+    and one vectorised pass of the encoder.
     """
-    x, parameters = to_float(images), truth.shape[1]
-    size = max(1, min(math.ceil(draws / _CHUNKS), _NUMBERS // parameters))
+    size = max(1, min(math.ceil(draws / _CHUNKS), _NUMBERS // truth.shape[1]))
     chunks = max(2, math.ceil(draws / size))
     means, squares, cosines = [], [], []
     g = truth.double().mean(0)
     norm = _squared_norm(truth).sqrt()
-    with _own_noise(images.device, seed), _measured(estimator):
+    with _own_noise(x.device, seed), _measured(estimator):
         for _ in range(chunks):
             h = _draws(model, estimator, x, step, size)  # (size, P)
             length = torch.linalg.vector_norm(h, dim=1, dtype=torch.float64)
@@ -100,32 +98,25 @@ def gradient_quality(
 def fit(
     model: CategoricalVAE,
     estimator: Estimator,
-    images: Tensor,
-    steps: int = 1000,
-    batch_size: int = 100,
+    batches: Iterable[Tensor],
     lr: float = 1e-3,
     seed: int = _SEED,
 ) -> None:
     """Trains what the estimator owns, with Adam, at a model that stays as it is.
 
-    A control variate or a baseline means nothing before it has seen the objective. Does nothing
-    with an estimator that owns neither parameters nor buffers. uint8 images (n, D).
+    A control variate or a baseline means nothing before it has seen the objective. An estimator
+    that owns neither parameters nor buffers has nothing to learn. Batches (B, D) in [0, 1].
     """
     if not estimator.state_dict():
         return
     parameters = list(estimator.parameters())
     optimizer = torch.optim.Adam(parameters, lr=lr) if parameters else None
-    with _own_noise(images.device, seed):
-        for step in range(steps):
-            rows = torch.randint(len(images), (batch_size,), device=images.device)
-            x = to_float(images[rows])
-            with torch.no_grad():
-                logits = model.encode(x)
-            loss = estimator(
-                logits.requires_grad_(), lambda z, x=x: -model.log_likelihood(x, z), step
-            )
+    with _own_noise(model.prior_logits.device, seed):
+        for step, x in enumerate(batches):
+            logits = model.encode(x).detach().requires_grad_()
+            loss = estimator(logits, lambda z, x=x: -model.log_likelihood(x, z), step).mean()
             if optimizer:
-                slopes = torch.autograd.grad(loss.mean(), parameters)
+                slopes = torch.autograd.grad(loss, parameters)
                 for parameter, slope in zip(parameters, slopes, strict=True):
                     parameter.grad = slope
                 optimizer.step()

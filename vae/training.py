@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint, pictures
-from .data import DataSet, fixed_draw, training_batches
+from .data import DataSet, fixed_draw, to_float, training_batches
 from .evaluation import Evaluation, evaluate
 from .gradients import gradient_quality, true_gradients
 from .model import CategoricalVAE
@@ -178,9 +178,9 @@ def check_measurable(objective: TrainingObjective, tracking: Tracking) -> None:
 
 
 def _gradient(objective: NegativeELBO, images: Tensor, step: int) -> dict[str, float]:
-    truth = true_gradients(objective.model, images)
+    model, x = objective.model, to_float(images)
     quality = gradient_quality(
-        objective.model, objective.estimator, images, truth, step, _GRADIENT_DRAWS
+        model, objective.estimator, x, true_gradients(model, x), step, _GRADIENT_DRAWS
     )
     return {"bias": quality.bias, "variance": quality.variance, "cosine": quality.cosine}
 

@@ -1,0 +1,191 @@
+"""What is said of an estimator's gradient, against enumeration."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from vae import gradients
+from vae.categorical import codes, log_prob
+from vae.estimators import (
+    Disarm,
+    Exact,
+    Reinforce,
+    ReinforceLearnedBaseline,
+    ReinforceMovingAverage,
+    Relax,
+    StraightThrough,
+    StraightThroughGumbel,
+)
+from vae.gradients import fit, gradient_quality, true_gradients
+from vae.model import CategoricalVAE
+from vae.networks import MLP
+
+B, N, K, D = 3, 2, 3, 16
+
+
+def vae(latents: int = N, categories: int = K) -> CategoricalVAE:
+    networks = MLP(encoder_sizes=[8], decoder_sizes=[8], activation="tanh")
+    model = CategoricalVAE(networks, latents=latents, categories=categories, image_shape=(4, 4))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def images() -> Tensor:
+    return torch.rand(B, D)
+
+
+def flat(slopes: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([slope.flatten() for slope in slopes])
+
+
+def straight_through_moments(model: CategoricalVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (P,) and summed variance of the straight-through gradient, over all codes of images."""
+    z = codes(N, K).unsqueeze(1)  # (K**N, 1, N, K)
+    mean, variance = 0.0, torch.zeros(())
+    for image in x.unsqueeze(1):  # images are independent
+        logits = model.encode(image)
+        q = log_prob(logits, z).squeeze(1).exp().detach()
+        draws = []
+        for code in z:
+            hard = code.unsqueeze(0) + (logits.softmax(-1) - logits.softmax(-1).detach())
+            loss = -model.log_likelihood(image, hard).sum() / len(x)
+            slopes = torch.autograd.grad(loss, list(model.encoder.parameters()), retain_graph=True)
+            draws.append(flat(slopes))
+        draws = torch.stack(draws)  # (K**N, P)
+        expected = (q[:, None] * draws).sum(0)
+        mean = mean + expected
+        variance = variance + (q * (draws - expected).square().sum(1)).sum()
+    return mean, variance
+
+
+def test_the_truth_is_the_gradient_of_the_enumerated_distortion():
+    model, x = vae(), images()
+    loss = Exact(limit=K**N)(model.encode(x), lambda z: -model.log_likelihood(x, z), 0).mean()
+    expected = flat(torch.autograd.grad(loss, list(model.encoder.parameters())))
+    assert_close(true_gradients(model, x), expected.unsqueeze(0))
+
+
+def test_bias_deviation_and_signal_are_the_enumerated_ones():
+    model, x = vae(), images()
+    truth = true_gradients(model, x)
+    mean, variance = straight_through_moments(model, x)
+    norm = truth.norm()
+    measured = gradient_quality(model, StraightThrough(temperature=1.0), x, truth, draws=20_000)
+    bias = (mean - truth.squeeze(0)).norm() / norm
+    assert bias > 10 * measured.bias_error > 0
+    assert abs(measured.bias - bias) < 5 * measured.bias_error
+    assert measured.deviation == pytest.approx(float(variance.sqrt() / norm), rel=0.02)
+    assert measured.snr == pytest.approx(float(mean.norm() / variance.sqrt()), rel=0.02)
+    assert measured.variance == measured.deviation**2
+
+
+def test_the_cosine_is_that_of_single_draws():
+    model, x = vae(), images()
+    truth = true_gradients(model, x)
+    rows = gradients._draws(model, StraightThroughGumbel(0.5), x, 0, 20_000)
+    cosine = torch.nn.functional.cosine_similarity(rows, truth).mean()
+    measured = gradient_quality(model, StraightThroughGumbel(0.5), x, truth, draws=20_000)
+    assert measured.cosine == pytest.approx(float(cosine), abs=0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("estimator", [Reinforce(samples=3), Disarm()])
+def test_no_bias_is_seen_where_there_is_none(estimator, seed):
+    torch.manual_seed(seed)
+    model, x = vae(), images()
+    measured = gradient_quality(
+        model, estimator, x, true_gradients(model, x), draws=2_000, seed=seed
+    )
+    assert measured.bias <= 5 * measured.bias_error
+    assert measured.bias < 0.5 * measured.deviation / 2_000**0.5 + 5 * measured.bias_error
+
+
+def test_the_exact_gradient_measured_against_itself():
+    model, x = vae(), images()
+    measured = gradient_quality(model, Exact(limit=K**N), x, true_gradients(model, x), draws=20)
+    assert measured.bias < 1e-7 and measured.deviation < 1e-6
+    assert measured.cosine == pytest.approx(1.0)
+
+
+def test_where_nothing_can_be_enumerated_noise_is_not_read_as_bias(monkeypatch):
+    model, x = vae(), images()
+    exact = true_gradients(model, x)
+    monkeypatch.setattr("vae.gradients.can_enumerate", lambda _: False)
+    sampled = true_gradients(model, x)
+    assert sampled.shape == (20, exact.shape[1])
+    error = sampled.std(0) / 20**0.5
+    assert ((sampled.mean(0) - exact.squeeze(0)).abs() < 5 * error + 1e-12).all()
+    unbiased = gradient_quality(model, Disarm(), x, sampled, draws=2_000)
+    assert unbiased.bias <= 5 * unbiased.bias_error
+    biased = StraightThrough(temperature=1.0)
+    by_samples = gradient_quality(model, biased, x, sampled, draws=2_000)
+    by_enumeration = gradient_quality(model, biased, x, exact, draws=2_000)
+    assert by_samples.bias == pytest.approx(by_enumeration.bias, abs=5 * by_samples.bias_error)
+
+
+def test_a_draw_is_what_one_step_of_training_would_do():
+    model, x, estimator = vae(), images(), StraightThrough(temperature=0.7)
+    torch.manual_seed(5)
+    row = gradients._draws(model, estimator, x, 0, 1)
+    torch.manual_seed(5)
+    loss = estimator(model.encode(x), lambda z: -model.log_likelihood(x, z), 0).mean()
+    by_step = flat(torch.autograd.grad(loss, list(model.encoder.parameters())))
+    assert_close(row.squeeze(0), by_step)
+
+
+@pytest.mark.parametrize("name", ["straight through", "relax"])
+def test_measuring_changes_nothing(name):
+    model, x = vae(), images()
+    estimator = {
+        "straight through": StraightThrough(temperature=1.0),
+        "relax": Relax(latents=N, categories=K, hidden=4, temperature=0.5, scale=1.0),
+    }[name]
+    before = torch.random.get_rng_state()
+    kept = [p.detach().clone() for p in (*model.parameters(), *estimator.parameters())]
+    gradient_quality(model, estimator, x, true_gradients(model, x), draws=40)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert estimator.training
+    for old, new in zip(kept, (*model.parameters(), *estimator.parameters()), strict=True):
+        assert torch.equal(old, new) and new.grad is None
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    model, x = vae(), images()
+    truth, estimator = true_gradients(model, x), StraightThrough(temperature=1.0)
+    a, b = (gradient_quality(model, estimator, x, truth, draws=40) for _ in range(2))
+    assert a == b
+    assert a != gradient_quality(model, estimator, x, truth, draws=40, seed=1)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 7])
+def test_few_draws_are_enough_to_run(draws):
+    model, x = vae(), images()
+    truth = true_gradients(model, x)
+    measured = gradient_quality(model, StraightThrough(1.0), x, truth, draws=draws)
+    assert math.isfinite(measured.bias) and math.isfinite(measured.cosine)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ReinforceMovingAverage(decay=0.9),
+        lambda: ReinforceLearnedBaseline(latents=N, categories=K, hidden=8),
+        lambda: Relax(latents=N, categories=K, hidden=8, temperature=0.5, scale=0.0),
+    ],
+    ids=["moving average", "learned baseline", "relax"],
+)
+def test_fitting_lowers_the_variance_and_touches_no_model(build):
+    model, x, estimator = vae(), images(), build()
+    truth = true_gradients(model, x)
+    before = gradient_quality(model, estimator, x, truth, draws=2_000)
+    kept = [p.detach().clone() for p in model.parameters()]
+    fit(model, estimator, [x] * 400, lr=1e-2)
+    after = gradient_quality(model, estimator, x, truth, draws=2_000)
+    assert after.deviation < 0.9 * before.deviation
+    assert after.bias <= 5 * after.bias_error
+    for old, new in zip(kept, model.parameters(), strict=True):
+        assert torch.equal(old, new) and new.grad is None
