@@ -2,18 +2,29 @@
 
 The model is rebuilt from its run folder alone. Every bound is of the discrete model, in nats per
 image; the noise is the same for every run.
+
+With --gradients: how good a gradient the runs' estimators give their encoders.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # No torch up here: --help is asked for more often than anything else.
 
+CONFIGS = Path(__file__).parent / "configs"
+
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument(
         "--model", choices=["best", "last"], help="which one; by default the best that there is"
@@ -28,7 +39,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data-root", metavar="FOLDER", help="where the images are now, if not where they were"
     )
-    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+    parser.add_argument(
+        "--format",
+        choices=["table", "markdown", "csv", "json"],
+        default="table",
+        help="default: table",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="with --gradients: write the figures there"
+    )
+    gradients = parser.add_argument_group("the gradient, instead of the bounds")
+    gradients.add_argument(
+        "--gradients",
+        action="store_true",
+        help="relative bias, deviation, cosine and signal-to-noise of each run's estimator",
+    )
+    gradients.add_argument(
+        "--estimators",
+        type=lambda names: names.split(","),
+        metavar="NAMES",
+        help="these at their default settings, separated by commas, or all",
+    )
+    gradients.add_argument(
+        "--draws", type=count, default=1000, metavar="R", help="of the noise (default: 1000)"
+    )
     return parser.parse_args()
 
 
@@ -45,28 +79,74 @@ def main() -> int:
 
     torch.set_flush_denormal(True)
 
-    from vae import comparison, door
-    from vae.evaluation import bounds
+    from vae import comparison
+
+    tables, status = (gradients if arguments.gradients else bounds)(arguments)
+    if tables:
+        print(comparison.render(tables, arguments.format))
+    return status
+
+
+def bounds(arguments: argparse.Namespace) -> "tuple[dict[str, pd.DataFrame], int]":
+    """A table a data set, a row a run."""
+    import pandas as pd
+
+    from vae import comparison, door, evaluation
     from vae.validation import UserError
 
-    measured: dict[str, dict[str, comparison.Measured]] = {}  # by data set: never in one table
-    status = 0
+    rows, status = {}, 0
     for run in arguments.runs:
         try:
             model = door.load(run, arguments.model)
             data = door.load_data(run, arguments.data_root)
         except UserError as error:
-            print(f"evaluate.py: {error}", file=sys.stderr)
-            status = 2
+            status = complain(error)
             continue
-        row = bounds(model, data.test.images, arguments.importance_samples)
-        measured.setdefault(comparison.title(data), {})[str(run)] = row
-    if arguments.json:
-        print(json.dumps(measured, indent=2))
-    else:
-        for title, rows in measured.items():
-            print(f"\n{comparison.table(title, rows)}")
-    return status
+        measured = evaluation.bounds(model, data.test.images, arguments.importance_samples)
+        rows.setdefault(comparison.title(data), []).append({"run": str(run), **measured})
+    return {title: pd.DataFrame(measured) for title, measured in rows.items()}, status
+
+
+def gradients(arguments: argparse.Namespace) -> "tuple[dict[str, pd.DataFrame], int]":
+    """A row an estimator of a run; the figures, where a folder for them is named."""
+    import pandas as pd
+
+    from vae import door, figures, runs
+    from vae.validation import UserError
+
+    names = arguments.estimators
+    if names == ["all"]:
+        names = door.option_names(CONFIGS, "estimator")
+    rows, curves, status = {}, {}, 0
+    for run in arguments.runs:
+        try:
+            measured = runs.measure_gradients(
+                run, CONFIGS, arguments.model, names, arguments.draws, arguments.data_root
+            )
+        except UserError as error:
+            status = complain(error)
+            continue
+        for name, quality in measured.quality.items():
+            row = {"run": str(run), "estimator": name, **quality._asdict()}
+            rows.setdefault(measured.title, []).append(row)
+        lines = runs.metrics(run)
+        if "gradient/bias" in lines:
+            curves[door.method(run, CONFIGS)] = lines
+    tables = {title: pd.DataFrame(measured) for title, measured in rows.items()}
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        for index, (title, table) in enumerate(tables.items()):
+            file = arguments.output / f"gradients{index or ''}.svg"
+            figures.bias_against_deviation(table, title).savefig(file)
+        if curves:
+            file = arguments.output / "gradients_along_training.svg"
+            figures.gradient_along_training(curves).savefig(file)
+    return tables, status
+
+
+def complain(error: Exception) -> int:
+    print(f"evaluate.py: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

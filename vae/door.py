@@ -6,20 +6,22 @@ of one line that names the key, the value and what is allowed.
 
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import hydra
 import torch
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
+from torch import nn
 
 from . import checkpoint
 from .data import DataSet, Source
-from .errors import close_match
+from .errors import close_match, one_line
 from .estimators import Estimator
 from .files import write_atomically
 from .model import CategoricalVAE
@@ -136,18 +138,66 @@ def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalV
     """
     run = Path(run)
     config = read_config(run)
-    if which is None:
-        which = "best" if checkpoint.path(run, "best").exists() else "last"
+    which, content = _checkpoint(run, which)
     model = build(config, "model", CategoricalVAE)
-    state = checkpoint.load(run, which)["objective"]
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        file = checkpoint.path(run, which)
-        raise UserError(f"{file} holds another model than {CONFIG} names") from error
+    _restore(model, content, "model.", checkpoint.path(run, which))
     return model.eval()
+
+
+def load_estimator(run: Path, which: checkpoint.Which | None = None) -> Estimator:
+    """The estimator of a run as it was trained.
+
+    Raises UserError, also where the run's objective took none.
+    """
+    config = read_config(run)
+    if config.get("estimator") is None:
+        raise UserError(f"{run} was trained without an estimator")
+    which, content = _checkpoint(run, which)
+    estimator = build(config, "estimator", Estimator)
+    _restore(estimator, content, "estimator.", checkpoint.path(run, which))
+    return estimator
+
+
+def load_step(run: Path, which: checkpoint.Which | None = None) -> int:
+    """The global step at which a run's model stood. Raises UserError."""
+    return _checkpoint(run, which)[1]["step"]
+
+
+def default_estimators(configs: Path, run: Path, names: Iterable[str]) -> dict[str, Estimator]:
+    """Estimators at their yaml's settings, by the yaml's name, for the codes of a run's model.
+
+    A schedule that spans a whole run spans this one. Raises UserError.
+    """
+    config = read_config(run)
+    sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
+    given = [*sizes, f"training.steps={config.training.steps}"]
+    estimators = {}
+    with hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+        for name in names:
+            try:
+                composed = hydra.compose("train", [f"estimator={name}", *given])
+            except HydraException as error:
+                raise UserError(one_line(error)) from error
+            estimators[name] = build(composed, "estimator", Estimator)
+    return estimators
+
+
+def option_names(configs: Path, group: str) -> dict[str, str]:
+    """The options of a group, and what each builds: yaml names and their `_target_`."""
+    files = sorted((configs / group).glob("*.yaml"))
+    return {file.stem: OmegaConf.load(file).get("_target_") for file in files}
+
+
+def method(run: Path, configs: Path) -> str:
+    """What a run is called in comparisons: its estimator's option, or else its objective's.
+
+    The name of the class where no yaml, or more than one, builds it. Raises UserError.
+    """
+    config = read_config(run)
+    group = "objective" if config.get("estimator") is None else "estimator"
+    target = config[group]._target_
+    names = [name for name, built in option_names(configs, group).items() if built == target]
+    return names[0] if len(names) == 1 else target.rpartition(".")[2]
 
 
 def load_data(run: Path, root: str | None = None) -> DataSet:
@@ -189,6 +239,26 @@ def _objective(config: DictConfig, model: CategoricalVAE) -> TrainingObjective:
     if target == f"{VIMCO.__module__}.{VIMCO.__name__}":
         raise UserError("estimator: VIMCO has a gradient of its own; leave it out")
     return build(config, "objective", TrainingObjective, model=model, estimator=estimator)
+
+
+def _checkpoint(
+    run: Path, which: checkpoint.Which | None
+) -> tuple[checkpoint.Which, dict[str, Any]]:
+    """By default the best that there is."""
+    if which is None:
+        which = "best" if checkpoint.path(run, "best").exists() else "last"
+    return which, checkpoint.load(run, which)
+
+
+def _restore(module: nn.Module, content: dict[str, Any], prefix: str, file: Path) -> None:
+    """Gives a part of the objective its trained state."""
+    state = content["objective"]
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        part = prefix.rstrip(".")
+        raise UserError(f"{file} holds another {part} than {CONFIG} names") from error
 
 
 def _settings(config: DictConfig) -> Settings:
