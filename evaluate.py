@@ -1,9 +1,10 @@
-"""Prints the test bounds of finished runs: `python evaluate.py outputs/RUN [RUN ...]`.
+"""Compares finished runs: `python evaluate.py outputs/RUN_OR_SWEEP [...]`.
 
-The model is rebuilt from its run folder alone. Every bound is of the discrete model, in nats per
-image; the noise is the same for every run.
+Every run's best and last model is rebuilt from its folder and measured on the same test images
+with the same noise; the numbers are kept in the folder as evaluation.json. Runs that differ in
+their seed alone make one row. Every bound is of the discrete model, in nats per image.
 
-With --gradients: how good a gradient the runs' estimators give their encoders.
+With --gradients: how good a gradient the estimators give the encoder.
 """
 
 import argparse
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from vae.comparison import Group, Run
+    from vae.runs import Library
 
 # No torch up here: --help is asked for more often than anything else.
 
@@ -24,45 +26,37 @@ def parse() -> argparse.Namespace:
         prog="evaluate.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0, 1 where nothing could be compared, 2 for bad usage.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument(
-        "--model", choices=["best", "last"], help="which one; by default the best that there is"
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or one that holds some")
+    add("--model", choices=["best", "last"], help="by default the best, where there is one")
+    add("--runs", action="store_true", dest="each", help="a row a run, and not a group")
+    add(
+        "--baseline",
+        metavar="GROUP",
+        help="differences to it, paired by seed: reinmax, or estimator=reinmax,latents=8",
     )
-    parser.add_argument(
+    add(
         "--importance-samples",
         type=count,
         default=100,
         metavar="M",
         help="samples of the importance-weighted bound (default: 100)",
     )
-    parser.add_argument(
-        "--data-root", metavar="FOLDER", help="where the images are now, if not where they were"
-    )
-    parser.add_argument(
-        "--format",
-        choices=["table", "markdown", "csv", "json"],
-        default="table",
-        help="default: table",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="with --gradients: write the figures there"
-    )
+    add("--data-root", metavar="FOLDER", help="where the images are, if not where they were")
+    add("--format", choices=["table", "markdown", "csv", "json"], default="table")
+    add("--output", type=Path, metavar="FOLDER", help="write tables, figures and index.html there")
     gradients = parser.add_argument_group("the gradient, instead of the bounds")
-    gradients.add_argument(
-        "--gradients",
-        action="store_true",
-        help="relative bias, deviation, cosine and signal-to-noise of each run's estimator",
-    )
-    gradients.add_argument(
+    add = gradients.add_argument
+    add("--gradients", action="store_true", help="bias, deviation, cosine and signal-to-noise")
+    add(
         "--estimators",
         type=lambda names: names.split(","),
         metavar="NAMES",
-        help="these at their default settings, separated by commas, or all",
+        help="these, at their default settings, or all; without it each run's own",
     )
-    gradients.add_argument(
-        "--draws", type=count, default=1000, metavar="R", help="of the noise (default: 1000)"
-    )
+    add("--draws", type=count, default=1000, metavar="R", help="of the noise (default: 1000)")
     return parser.parse_args()
 
 
@@ -79,74 +73,123 @@ def main() -> int:
 
     torch.set_flush_denormal(True)
 
-    from vae import comparison
-
-    tables, status = (gradients if arguments.gradients else bounds)(arguments)
-    if tables:
-        print(comparison.render(tables, arguments.format))
-    return status
-
-
-def bounds(arguments: argparse.Namespace) -> "tuple[dict[str, pd.DataFrame], int]":
-    """A table a data set, a row a run."""
-    import pandas as pd
-
-    from vae import comparison, door, evaluation
     from vae.validation import UserError
 
-    rows, status = {}, 0
-    for run in arguments.runs:
+    try:
+        return (gradients if arguments.gradients else compare)(arguments)
+    except UserError as error:  # what is wrong with one run is said of that run, and no end
+        complain(error)
+        return 2
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Tables of the bounds, and the report where a folder for it is named."""
+    from vae import comparison, report, runs
+
+    library = runs.Library(arguments.data_root)
+    tables = comparison.group(evaluated(arguments, library), arguments.model)
+    if not any(group.runs for groups in tables.values() for group in groups):
+        complain("nothing could be compared")
+        return 1
+    baselines = chosen(tables, arguments.baseline)
+    if arguments.each:
+        shown = {data: comparison.run_table(g, arguments.model) for data, g in tables.items()}
+    else:
+        shown = {
+            data: comparison.group_table(groups, arguments.model, baselines.get(data))
+            for data, groups in tables.items()
+        }
+        if arguments.format in ("table", "markdown"):
+            shown = {data: comparison.readable(table) for data, table in shown.items()}
+    print(comparison.render(shown, arguments.format))
+    if arguments.output:
+        page = report.write(tables, arguments.model, baselines, library, arguments.output)
+        print(f"\nReport: {page}", file=sys.stderr)
+    return 0
+
+
+def chosen(tables: "dict[str, list[Group]]", baseline: str | None) -> "dict[str, Group]":
+    """The baseline of each table that has it. Raises UserError where none has."""
+    from vae import comparison
+    from vae.validation import UserError
+
+    found, missing = {}, []
+    for data, groups in tables.items() if baseline else ():
         try:
-            model = door.load(run, arguments.model)
-            data = door.load_data(run, arguments.data_root)
+            found[data] = comparison.find(groups, baseline)
         except UserError as error:
-            status = complain(error)
-            continue
-        measured = evaluation.bounds(model, data.test.images, arguments.importance_samples)
-        rows.setdefault(comparison.title(data), []).append({"run": str(run), **measured})
-    return {title: pd.DataFrame(measured) for title, measured in rows.items()}, status
+            missing.append(error)
+    if missing and not found:
+        raise missing[0]
+    return found
 
 
-def gradients(arguments: argparse.Namespace) -> "tuple[dict[str, pd.DataFrame], int]":
+def evaluated(arguments: argparse.Namespace, library: "Library") -> "list[Run]":
+    """All runs that can be read; of the others it is said why they cannot."""
+    from tqdm import tqdm
+
+    from vae import runs
+    from vae.validation import UserError
+
+    measured = []
+    for folder in tqdm(folders(arguments), unit=" runs", leave=False, disable=None):
+        try:
+            measured.append(runs.evaluated(folder, library, arguments.importance_samples, CONFIGS))
+        except UserError as error:
+            complain(error)
+    return measured
+
+
+def gradients(arguments: argparse.Namespace) -> int:
     """A row an estimator of a run; the figures, where a folder for them is named."""
     import pandas as pd
 
-    from vae import door, figures, runs
+    from vae import comparison, door, report, runs
     from vae.validation import UserError
 
     names = arguments.estimators
     if names == ["all"]:
         names = door.option_names(CONFIGS, "estimator")
-    rows, curves, status = {}, {}, 0
-    for run in arguments.runs:
+    library, rows, curves = runs.Library(arguments.data_root), {}, {}
+    for folder in folders(arguments):
         try:
             measured = runs.measure_gradients(
-                run, CONFIGS, arguments.model, names, arguments.draws, arguments.data_root
+                folder, CONFIGS, library, arguments.model, names, arguments.draws
             )
+            lines = runs.metrics(folder)
         except UserError as error:
-            status = complain(error)
+            complain(error)
             continue
         for name, quality in measured.quality.items():
-            row = {"run": str(run), "estimator": name, **quality._asdict()}
+            row = {"run": str(folder), "estimator": name, **quality._asdict()}
             rows.setdefault(measured.title, []).append(row)
-        lines = runs.metrics(run)
         if "gradient/bias" in lines:
-            curves[door.method(run, CONFIGS)] = lines
+            curves[measured.own] = lines
+    if not rows:
+        complain("nothing could be measured")
+        return 1
     tables = {title: pd.DataFrame(measured) for title, measured in rows.items()}
+    print(comparison.render(tables, arguments.format, digits=3))
     if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        for index, (title, table) in enumerate(tables.items()):
-            file = arguments.output / f"gradients{index or ''}.svg"
-            figures.bias_against_deviation(table, title).savefig(file)
-        if curves:
-            file = arguments.output / "gradients_along_training.svg"
-            figures.gradient_along_training(curves).savefig(file)
-    return tables, status
+        report.write_gradients(tables, curves, arguments.output)
+    return 0
 
 
-def complain(error: Exception) -> int:
-    print(f"evaluate.py: {error}", file=sys.stderr)
-    return 2
+def folders(arguments: argparse.Namespace) -> list[Path]:
+    """Every run folder at or below those on the command line, each once."""
+    from vae import runs
+
+    found = {}
+    for path in arguments.runs:
+        inside = runs.find(path)
+        if not inside:
+            complain(f"{path} is no run folder, and there is none below it")
+        found |= {folder.resolve(): folder for folder in inside}
+    return list(found.values())
+
+
+def complain(message: object) -> None:
+    print(f"evaluate.py: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,18 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from vae.door import Experiment
+    from vae.tracking import Tracker
+    from vae.training import Trained
 
 # No torch up here: --help and tab completion import this file.
 
@@ -31,50 +37,77 @@ def run(config: DictConfig, folder: Path) -> None:
 
     torch.set_flush_denormal(True)  # or Adam's decayed moments slow it down, by a third and more
 
-    from vae import comparison, door, evaluation
-    from vae.data import fixed_draw
+    from vae import door
     from vae.environment import environment
-    from vae.tracking import Tracker, write_json
-    from vae.training import train
+    from vae.tracking import STATUS, Tracker, write_json
+    from vae.training import Diverged, train
 
     experiment = door.prepare(config, folder)
-    data, settings = experiment.data, experiment.settings
-    device = data.train.images.device
-    write_json(
-        folder / "environment.json",
-        {"overrides": list(HydraConfig.get().overrides.task), **environment(device)},
-    )
-    with Tracker(folder) as tracker:
-        tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
-        trained = train(
-            experiment.objective,
-            data,
-            experiment.optimizer,
-            experiment.training,
-            experiment.tracking,
-            tracker,
-            folder,
-            settings.seed,
-        )
-        test = {
-            which: evaluation.bounds(
-                door.load(folder, which).to(device), data.test.images, settings.importance_samples
+    device = experiment.data.train.images.device
+    overrides = list(HydraConfig.get().overrides.task)
+    write_json(folder / "environment.json", {"overrides": overrides, **environment(device)})
+    status, why = "interrupted", None
+    try:
+        with Tracker(folder) as tracker:
+            tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
+            trained = train(
+                experiment.objective,
+                experiment.data,
+                experiment.optimizer,
+                experiment.training,
+                experiment.tracking,
+                tracker,
+                folder,
+                experiment.settings.seed,
             )
-            for which in (["best"] if trained.best_epoch else []) + ["last"]
-        }
-        on_train = evaluation.evaluate(experiment.objective.model, fixed_draw(data, data.train))
-        final = next(iter(test.values()))  # of the best model, where there is one
-        tracker.results(
+            conclude(experiment, trained, tracker, folder)
+        status = "finished"
+    except Exception as error:
+        status, why = "diverged" if isinstance(error, Diverged) else "failed", str(error)
+        raise
+    finally:
+        write_json(folder / STATUS, {"status": status, "why": why})
+
+
+def conclude(
+    experiment: "Experiment", trained: "Trained", tracker: "Tracker", folder: Path
+) -> None:
+    """Measures the trained model; the numbers go to TensorBoard, a file and the terminal."""
+    import pandas as pd
+
+    from vae import comparison, door, evaluation, pictures
+    from vae.data import fixed_draw, to_float
+    from vae.tracking import SUMMARY, write_json
+
+    data, settings, model = experiment.data, experiment.settings, experiment.objective.model
+    device = data.train.images.device
+    test = {
+        which: evaluation.bounds(
+            door.load(folder, which).to(device), data.test.images, settings.importance_samples
+        )
+        for which in (["best"] if trained.best_epoch else []) + ["last"]
+    }
+    on_train = evaluation.evaluate(model, fixed_draw(data, data.train))
+    final = next(iter(test.values()))  # of the best model, where there is one
+    tracker.results(
+        trained.steps,
+        door.flat(experiment.config),
+        {
+            f"{name}/test": value
+            for name, value in final.items()
+            if value is not None and name not in evaluation.CODE_TERMS
+        },
+    )
+    if experiment.tracking.projected:
+        shown = data.test.images[: experiment.tracking.projected]
+        tracker.codes(
             trained.steps,
-            door.flat(experiment.config),
-            {
-                f"{name}/test": value
-                for name, value in final.items()
-                if value is not None and name not in evaluation.CODE_TERMS
-            },
+            pictures.modes(model, shown),
+            data.test.labels[: len(shown)],
+            to_float(shown).unflatten(1, (1, *model.image_shape)),
         )
     write_json(
-        folder / "summary.json",
+        folder / SUMMARY,
         {
             "data": data.name,
             "test": test,
@@ -82,12 +115,10 @@ def run(config: DictConfig, folder: Path) -> None:
             **trained._asdict(),
         },
     )
-    labels = {
-        "best": f"best (epoch {trained.best_epoch})",
-        "last": f"last (epoch {trained.epochs})",
-    }
-    rows = {labels[which]: row for which, row in test.items()}
-    print(f"\n{comparison.table(comparison.title(data), rows)}")
+    epochs = {"best": trained.best_epoch, "last": trained.epochs}
+    rows = [{"model": f"{which} (epoch {epochs[which]})", **row} for which, row in test.items()]
+    table = {comparison.title(data): pd.DataFrame(rows)}
+    print(f"\n{comparison.render(table, 'table')}")
     print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")
 
 

@@ -14,8 +14,10 @@ LAYERS = [
     {"objective"},
     {"evaluation", "pictures", "checkpoint"},
     {"gradients"},
-    {"training", "comparison"},
-    {"door"},
+    {"training", "comparison", "probe"},
+    {"door", "figures"},
+    {"runs"},
+    {"report"},
     {"__init__"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

@@ -1,54 +1,252 @@
-"""Tables of finished runs."""
+"""Groups of runs: what is one, what it is called, and its statistics."""
 
+import json
+import math
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-from vae.comparison import table, title
+from vae import comparison
+from vae.comparison import Group, Run, differing, group, interval, readable, render, title
 from vae.data import DataSet, Split
-
-ROWS = {
-    "short": {"elbo": -12.345, "log_likelihood": None, "active": 2},
-    "a longer name": {"elbo": -101.0, "log_likelihood": -100.5, "active": 10},
-}
+from vae.validation import UserError
 
 
-def cells(rows: dict) -> list[list[str]]:
-    """The words of a table below its title."""
-    return [line.split() for line in table("title", rows).splitlines()[2:]]
+def run(
+    method="reinmax", seed=0, elbo=-100.0, status="finished", data="digits", **settings
+) -> Run:
+    numbers = {"elbo": elbo, "rate": 5.0, "log_likelihood": None}
+    return Run(
+        folder=f"{method}/{seed}",
+        data=data,
+        method=method,
+        settings={"estimator": method, "seed": seed, "latents": 4} | settings,
+        seed=seed,
+        status=status,
+        measured={"last": numbers},
+        steps=100,
+        seconds=2.5,
+    )
 
 
-def test_a_table():
-    assert table("mnist", ROWS).splitlines() == [
-        "mnist:",
-        "",
-        "                  elbo  log_likelihood  active",
-        "short           -12.35               -       2",
-        "a longer name  -101.00         -100.50      10",
-    ]
+def only(runs: list[Run], model=None) -> list[Group]:
+    (groups,) = group(runs, model).values()
+    return groups
 
 
-def test_every_line_is_as_wide():
-    assert len({len(line) for line in table("title", ROWS).splitlines()[2:]}) == 1
+# What is one group
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group():
+    (one,) = only([run(seed=0), run(seed=2), run(seed=1)])
+    assert [each.seed for each in one.runs] == [0, 1, 2]
+    assert one.label == "reinmax"
 
 
 @pytest.mark.parametrize(
-    "value, shown",
-    [
-        (None, "-"),
-        (0, "0"),
-        (0.0, "0.00"),
-        (3, "3"),
-        (3.0, "3.00"),
-        (-0.126, "-0.13"),
-        (12345.678, "12345.68"),
-    ],
+    "setting", [{"device": "cuda"}, {"data.root": "elsewhere"}, {"tracking.pictures": 7}]
 )
-def test_a_number(value, shown):
-    assert cells({"run": {"x": value}}) == [["x"], ["run", shown]]
+def test_where_it_ran_and_what_was_logged_are_no_settings(setting):
+    assert len(only([run(seed=0), run(seed=1, **setting)])) == 1
 
 
-def test_a_number_that_only_some_rows_have_is_a_dash_in_the_others():
-    assert cells({"a": {"x": 1}, "b": {"y": 2}}) == [["x", "y"], ["a", "1", "-"], ["b", "-", "2"]]
+def test_any_other_setting_parts_groups_and_names_them():
+    groups = only([run(), run(latents=8, seed=1)])
+    assert {each.label for each in groups} == {"latents=4", "latents=8"}
+    assert {tuple(each.settings) for each in groups} == {("latents",)}
+
+
+def test_estimators_are_named_by_themselves_and_ordered_by_their_bound():
+    groups = only([run("a", elbo=-120.0), run("b", elbo=-90.0), run("c", elbo=-100.0)])
+    assert [each.label for each in groups] == ["b", "c", "a"]
+
+
+def test_estimators_that_differ_in_more_say_so():
+    groups = only([run("a"), run("b"), run("a", **{"optimizer.lr": 1e-3, "seed": 4})])
+    assert {each.label for each in groups} == {"a", "b", "a optimizer.lr=0.001"}
+
+
+def test_the_settings_of_another_estimator_are_no_difference():
+    """Only among runs that share what stands above a key does the key tell them apart."""
+    settings = [
+        {"estimator": "a", "estimator.temperature": 0.5},
+        {"estimator": "b", "estimator.temperature": 1.0, "estimator.gap": 1},
+        {"estimator": "c"},
+    ]
+    assert differing(settings) == ["estimator"]
+    settings.append({"estimator": "b", "estimator.temperature": 2.0, "estimator.gap": 1})
+    assert differing(settings) == ["estimator", "estimator.temperature"]
+
+
+def test_a_schedule_differs_from_a_number_by_its_name_alone():
+    settings = [
+        {"estimator": "a", "estimator.temperature": 0.5},
+        {"estimator": "a", "estimator.temperature": "Linear", "estimator.temperature.end": 0.1},
+    ]
+    assert differing(settings) == ["estimator.temperature"]
+
+
+def test_what_is_the_same_everywhere_is_not_shown():
+    assert differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == ["b"]
+    assert differing([{"a": 1}]) == []
+
+
+def test_data_sets_are_never_in_one_table():
+    tables = group([run(data="digits"), run(data="letters"), run(data="digits", seed=1)])
+    assert {data: len(groups[0].runs) for data, groups in tables.items()} == {
+        "digits": 2,
+        "letters": 1,
+    }
+
+
+# What counts
+
+
+def test_what_is_left_out_is_said():
+    runs = [run(seed=s) for s in (0, 1, 2)]
+    runs += [run(seed=3, status="unfinished"), run(seed=4, status="diverged"), run(seed=2)]
+    (one,) = only(runs)
+    assert len(one.runs) == 3
+    assert one.note() == "1 unfinished, 1 diverged, 1 a second time seed 2"
+
+
+def test_few_seeds_are_flagged():
+    assert only([run(seed=0), run(seed=1)])[0].note() == "n < 3"
+    assert only([run(seed=s) for s in range(3)])[0].note() == ""
+
+
+def test_a_model_that_a_run_has_not_is_not_replaced():
+    (one,) = only([run()], "best")
+    assert one.runs == [] and "1 without a best model" in one.note()
+    assert len(only([run()], "last")[0].runs) == 1
+
+
+def test_the_best_model_is_the_default_and_the_last_its_substitute():
+    both = Run(**vars(run()) | {"measured": {"best": {"elbo": -1.0}, "last": {"elbo": -2.0}}})
+    assert both.numbers(None) == {"elbo": -1.0}
+    assert both.numbers("last") == {"elbo": -2.0}
+    assert run().numbers(None)["elbo"] == -100.0
+
+
+def test_a_group_without_a_finished_run_comes_last_and_has_no_numbers():
+    groups = only([run("a", status="diverged"), run("b", elbo=-1e6)])
+    assert [each.label for each in groups] == ["b", "a"]
+    table = comparison.group_table(groups)
+    assert table.n.tolist() == [1, 0]
+    assert math.isnan(table.elbo[1])
+    render({"digits": readable(table)}, "table")
+
+
+# Statistics
+
+
+def test_mean_and_standard_deviation_are_those_of_the_seeds():
+    elbos = [-101.0, -99.5, -103.25]
+    table = comparison.group_table(only([run(seed=s, elbo=e) for s, e in enumerate(elbos)]))
+    assert table.elbo[0] == pytest.approx(np.mean(elbos))
+    assert table.elbo_std[0] == pytest.approx(stats.tstd(elbos))
+    assert (table.best_seed[0], table.worst_seed[0]) == (1, 2)
+    assert (table.seconds[0], table.steps[0], table.n[0]) == (2.5, 100, 3)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_interval_is_scipys(n):
+    sample = np.random.default_rng(n).normal(-100, 2, n)
+    reference = stats.bootstrap((sample,), np.mean, method="percentile", n_resamples=50_000)
+    width = reference.confidence_interval.high - reference.confidence_interval.low
+    assert interval(sample) == pytest.approx(
+        tuple(reference.confidence_interval), abs=0.03 * width
+    )
+
+
+def test_the_interval_of_three_by_enumeration():
+    """27 equally likely resamples: the quantiles of their means."""
+    sample = np.array([0.0, 1.0, 5.0])
+    means = np.array([a + b + c for a in sample for b in sample for c in sample]) / 3
+    low, high = interval(sample)
+    assert low in means and high in means
+    assert np.mean(means < low) <= 0.04 and np.mean(means > high) <= 0.04
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_few_values_have_no_interval(n):
+    assert all(math.isnan(end) for end in interval(np.zeros(n)))
+
+
+def test_differences_are_paired_by_seed():
+    """The seeds' own ups and downs cancel, and a seed that only one group has does not count."""
+    base = [run("a", seed=s, elbo=-100.0 - 10 * s) for s in range(4)]
+    better = [run("b", seed=s, elbo=-99.0 - 10 * s) for s in (1, 2, 3, 7)]
+    groups = only(base + better)
+    baseline = comparison.find(groups, "a")
+    table = comparison.group_table(groups, None, baseline).set_index("group")
+    assert table.pairs["b"] == 3
+    assert (table.difference["b"], table.difference_low["b"]) == pytest.approx((1.0, 1.0))
+    assert math.isnan(table.difference["a"])
+
+
+@pytest.mark.parametrize(
+    "description, found",
+    [("b", "b"), ("estimator=b", "b"), ("estimator=a,latents=8", "a latents=8")],
+)
+def test_a_baseline_by_what_it_is(description, found):
+    groups = only([run("a"), run("b"), run("a", latents=8)])
+    labels = {each.label.replace(" latents=4", "") for each in groups}
+    assert found in labels
+    chosen = comparison.find(groups, description)
+    assert chosen.label.replace(" latents=4", "") == found
+
+
+@pytest.mark.parametrize("description, words", [("c", "none"), ("estimator=a", "2 of the groups")])
+def test_a_baseline_that_is_not_one_group_is_refused(description, words):
+    with pytest.raises(UserError, match=words):
+        comparison.find(only([run("a"), run("b"), run("a", latents=8)]), description)
+
+
+# Text
+
+TABLE = pd.DataFrame({"run": ["x", "longer"], "elbo": [-12.345, math.nan], "active": [2, 10]})
+
+
+def test_a_table():
+    assert render({"mnist": TABLE}, "table").splitlines() == [
+        "mnist:",
+        "",
+        "run       elbo    active",
+        "x       -12.35         2",
+        "longer       -        10",
+    ]
+
+
+def test_markdown():
+    lines = render({"mnist": TABLE}, "markdown").splitlines()
+    assert lines[0] == "### mnist"
+    assert lines[-1].split() == ["|", "longer", "|", "-", "|", "10", "|"]
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_csv_and_json_round_nothing():
+    tables = {"mnist": TABLE, "letters": TABLE}
+    third = pd.DataFrame({"x": [1 / 3, math.inf]})
+    assert json.loads(render({"": third}, "json")) == {"": [{"x": 1 / 3}, {"x": None}]}
+    rows = render(tables, "csv").splitlines()
+    assert rows[:3] == ["table,run,elbo,active", "mnist,x,-12.345,2", "mnist,longer,,10"]
+    assert len(rows) == 5
+    read = json.loads(render(tables, "json"))
+    assert read["letters"][0] == {"run": "x", "elbo": -12.345, "active": 2}
+    assert read["mnist"][1]["elbo"] is None
+
+
+def test_a_readable_table_has_the_spread_and_no_empty_column():
+    runs = [run(m, seed=s, elbo=e - s) for m, e in (("a", -90.0), ("b", -95.0)) for s in range(3)]
+    table = readable(comparison.group_table(only(runs)))
+    assert table.ELBO[0] == "-91.00 ± 1.00"
+    assert table["95 %"][0].count(" to ") == 1
+    assert "log p(x)" not in table and "note" not in table
+    assert list(table)[:2] == ["estimator", "n"]
 
 
 def data(binary: bool) -> DataSet:

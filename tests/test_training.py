@@ -54,6 +54,7 @@ def trained(folder: Path, objective: NegativeELBO, data: DataSet, optimizer=None
         pictures_every=given.pop("pictures_every", 0),
         pictures=4,
         train_images=given.pop("train_images", 30),
+        projected=0,
         gradient_every=given.pop("gradient_every", 0),
     )
     training = Training(**settings | {"precision": "float32"} | given)

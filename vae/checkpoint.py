@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from .objective import TrainingObjective
 from .validation import UserError
 
 Which = Literal["best", "last"]
+WHICH: tuple[Which, ...] = get_args(Which)
 
 _FORMAT = 1
 

@@ -1,20 +1,311 @@
-"""Finished runs side by side."""
+"""Runs grouped over their seeds and put side by side: statistics of numbers that are there.
+
+Groups are those runs that share every setting but the seed; what a group is called follows from
+the settings that differ, never from the name of a folder.
+"""
 
 import json
+import math
+from collections import Counter
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
 from .data import DataSet
+from .validation import UserError
 
 Format = Literal["table", "markdown", "csv", "json"]
+Model = Literal["best", "last"]
+Setting = bool | str | int | float
+
+BOUNDS = ("elbo", "importance_weighted", "log_likelihood")
+"""Of these a table shows the spread over seeds; of the other numbers the mean."""
+
+ENOUGH = 3
+"""Seeds below which a group is flagged, and no interval is given."""
+
+_NO_SETTINGS = ("seed", "device", "importance_samples", "data.root", "tracking")
+_RESAMPLES = 10_000
+_HEADS = {
+    "elbo": "ELBO",
+    "elbo_std": "±",
+    "importance_weighted": "IW bound",
+    "elbo_map": "ELBO of the mode",
+    "log_likelihood": "log p(x)",
+    "accuracy": "probe accuracy",
+    "nll": "probe nll",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as far as comparing it goes."""
+
+    folder: str
+    data: str  # what its numbers are measured on
+    method: str
+    settings: dict[str, Setting]
+    seed: int
+    status: str  # finished, or why not
+    measured: dict[Model, dict[str, float | None]]  # of its best and its last model
+    steps: int | None
+    seconds: float | None
+
+    def numbers(self, model: Model | None) -> dict[str, float | None] | None:
+        """Of one of its models, by default the best that there is; None where there is none."""
+        if model is None:
+            return self.measured.get("best") or self.measured.get("last")
+        return self.measured.get(model)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that differ in their seed alone, and what was left out of them."""
+
+    settings: dict[str, Setting | None]  # those in which it differs from the other groups
+    method: str
+    runs: list[Run]
+    left_out: list[str]
+
+    @property
+    def label(self) -> str:
+        """Short and, among the groups that it was made with, unique."""
+        if set(self.settings) <= {"estimator"}:
+            return self.method
+        return " ".join(
+            str(value) if key == "estimator" else f"{key}={value}"
+            for key, value in self.settings.items()
+            if value is not None
+        )
+
+    def note(self) -> str:
+        few = [f"n < {ENOUGH}"] if len(self.runs) < ENOUGH else []
+        return ", ".join(few + self.left_out)
 
 
 def title(data: DataSet) -> str:
     """What the numbers of a table are measured on, and whether their bounds bound a likelihood."""
     measured_on = f"{data.name}, test, {len(data.test):,} images, in nats per image"
     return measured_on if data.binary else f"{measured_on} (grey pixels: no likelihood)"
+
+
+# Grouping
+
+
+def group(runs: list[Run], model: Model | None = None) -> dict[str, list[Group]]:
+    """The groups of every data set, by its title; never two data sets in one list.
+
+    A run that is not finished, or that has no such model, counts in no mean; of two runs with the
+    same settings and seed only the first does.
+    """
+    by_data: dict[str, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(run.data, []).append(run)
+    return {data: _groups(members, model) for data, members in by_data.items()}
+
+
+def _groups(runs: list[Run], model: Model | None) -> list[Group]:
+    same: dict[str, list[Run]] = {}
+    for run in runs:
+        same.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    settings = [_settings(members[0]) for members in same.values()]
+    shown = differing(settings)
+    groups = []
+    for own, members in zip(settings, same.values(), strict=True):
+        counted: dict[int, Run] = {}
+        left_out = Counter()
+        for run in members:
+            if run.status != "finished":
+                left_out[run.status] += 1
+            elif run.numbers(model) is None:
+                left_out[f"without a {model} model"] += 1
+            elif run.seed in counted:
+                left_out[f"a second time seed {run.seed}"] += 1
+            else:
+                counted[run.seed] = run
+        notes = [f"{number} {why}" for why, number in left_out.items()]
+        ordered = [counted[seed] for seed in sorted(counted)]
+        named = {key: own.get(key) for key in shown}
+        groups.append(Group(named, members[0].method, ordered, notes))
+    return sorted(groups, key=lambda group: -mean(group, "elbo", model))
+
+
+def _settings(run: Run) -> dict[str, Setting]:
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _NO_SETTINGS)
+    }
+
+
+def differing(settings: list[dict[str, Setting]]) -> list[str]:
+    """The keys that tell the settings apart.
+
+    A key below another, as estimator.temperature below estimator, counts only where it differs
+    between settings that agree in all keys above it: another estimator has another temperature,
+    and the estimator says so.
+    """
+    keys = list(dict.fromkeys(key for each in settings for key in each))
+    shown = []
+    for key in keys:
+        above = [other for other in keys if key.startswith(f"{other}.")]
+        values: dict[tuple, set] = {}
+        for each in settings:
+            context = tuple(each.get(other) for other in above)
+            values.setdefault(context, set()).add(each.get(key))
+        if any(len(different) > 1 for different in values.values()):
+            shown.append(key)
+    return shown
+
+
+def find(groups: list[Group], description: str) -> Group:
+    """The one group that has these settings: `reinmax`, or `estimator=reinmax,latents=8`.
+
+    Raises UserError where it is not exactly one.
+    """
+    words = [word.partition("=") for word in description.split(",")]
+
+    def fits(group: Group) -> bool:
+        held = {key: str(value) for key, value in group.settings.items()}
+        return description == group.label or all(
+            held.get(key) == value if equals else key in (group.method, *held.values())
+            for key, equals, value in words
+        )
+
+    found = [each for each in groups if fits(each)]
+    if len(found) != 1:
+        number = len(found) or "none"
+        labels = "; ".join(each.label for each in found or groups)
+        raise UserError(f"baseline {description}: {number} of the groups fit: {labels}")
+    return found[0]
+
+
+# Statistics
+
+
+def values(group: Group, name: str, model: Model | None = None) -> np.ndarray:
+    """A number of each run, by seed; nan where it cannot be had."""
+    held = [(run.numbers(model) or {}).get(name) for run in group.runs]
+    return np.array([math.nan if value is None else value for value in held], dtype=float)
+
+
+def mean(group: Group, name: str, model: Model | None = None) -> float:
+    """nan-free order: a group without a number comes last."""
+    held = values(group, name, model)
+    return float(held.mean()) if len(held) and not np.isnan(held).any() else -math.inf
+
+
+def interval(sample: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean; nan for fewer than three values.
+
+    Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 13. With few seeds it is
+    narrow rather than wide.
+    """
+    if len(sample) < ENOUGH:
+        return math.nan, math.nan
+    drawn = np.random.default_rng(0).choice(sample, (_RESAMPLES, len(sample)))
+    low, high = np.quantile(drawn.mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def difference(group: Group, baseline: Group, model: Model | None = None) -> np.ndarray:
+    """Its test ELBO less the baseline's, at each seed that both have: positive is better."""
+    ours, theirs = (
+        dict(zip((run.seed for run in each.runs), values(each, "elbo", model), strict=True))
+        for each in (group, baseline)
+    )
+    return np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+
+
+# Tables
+
+
+def group_table(
+    groups: list[Group], model: Model | None = None, baseline: Group | None = None
+) -> pd.DataFrame:
+    """A row a group: nothing is rounded, and there is a column for everything."""
+    rows = []
+    for each in groups:
+        names = list(dict.fromkeys(name for run in each.runs for name in run.numbers(model)))
+        row = {"group": each.label, **each.settings, "n": len(each.runs)}
+        for name in names or ["elbo"]:
+            held = values(each, name, model)
+            row[name] = held.mean() if len(held) else math.nan
+            row[f"{name}_std"] = held.std(ddof=1) if len(held) > 1 else math.nan
+            if name == "elbo":
+                row["elbo_low"], row["elbo_high"] = interval(held)
+                seeds = [run.seed for run in each.runs]
+                row["best_seed"] = seeds[held.argmax()] if len(held) > 1 else None
+                row["worst_seed"] = seeds[held.argmin()] if len(held) > 1 else None
+        if baseline is not None:
+            paired = difference(each, baseline, model) if each is not baseline else np.array([])
+            row["difference"] = paired.mean() if len(paired) else math.nan
+            row["difference_low"], row["difference_high"] = interval(paired)
+            row["pairs"] = len(paired)
+        row["seconds"] = _mean_of([run.seconds for run in each.runs])
+        row["steps"] = _mean_of([run.steps for run in each.runs])
+        rows.append(row | {"note": each.note()})
+    return pd.DataFrame(rows)
+
+
+def run_table(groups: list[Group], model: Model | None = None) -> pd.DataFrame:
+    """A row a finished run, those of one group together."""
+    rows = [
+        {"run": run.folder, "group": each.label, "seed": run.seed}
+        | (run.numbers(model) or {})
+        | {"seconds": run.seconds, "steps": run.steps}
+        for each in groups
+        for run in each.runs
+    ]
+    return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of groups as one reads it: means with their spread, and no column without a word."""
+    shown = {}
+    settings = list(table.columns[1 : table.columns.get_loc("n")]) or ["group"]
+    for name in [*settings, "n"]:
+        shown[name] = table[name]
+    for name in table.columns[table.columns.get_loc("n") + 1 :]:
+        if name.endswith(("_std", "_low", "_high")) or name == "pairs":
+            continue
+        column = table[name]
+        if column.isna().all() or (column.astype(str) == "").all():
+            continue
+        if name in BOUNDS:
+            column = _joined(table, name, " ± ", [f"{name}_std"])
+        elif name in ("best_seed", "worst_seed", "steps"):
+            column = column.map(lambda value: "-" if pd.isna(value) else f"{value:.0f}")
+        elif name == "difference":
+            column = _joined(table, name, "", [])
+        shown[_HEADS.get(name, name.replace("_", " "))] = column
+        for kind in ("elbo", "difference"):
+            if name == kind and table[f"{kind}_low"].notna().any():
+                head = "95 %" if kind == "elbo" else "95 % of the difference"
+                shown[head] = _joined(table, f"{kind}_low", " to ", [f"{kind}_high"])
+    return pd.DataFrame(shown)
+
+
+def _joined(table: pd.DataFrame, name: str, word: str, others: list[str]) -> pd.Series:
+    """Numbers in one cell, the later ones only where there are any."""
+    columns = [table[column] for column in (name, *others)]
+
+    def cell(numbers: tuple) -> str:
+        there = [f"{number:.2f}" for number in numbers if not pd.isna(number)]
+        return word.join(there) or "-"
+
+    return pd.Series([cell(numbers) for numbers in zip(*columns, strict=True)], table.index)
+
+
+def _mean_of(held: list[float | None]) -> float:
+    there = [value for value in held if value is not None]
+    return sum(there) / len(there) if there else math.nan
+
+
+# Text
 
 
 def render(tables: dict[str, pd.DataFrame], form: Format, digits: int = 2) -> str:
@@ -27,8 +318,7 @@ def render(tables: dict[str, pd.DataFrame], form: Format, digits: int = 2) -> st
         case "csv":
             return pd.concat(tables, names=["table"]).droplevel(1).to_csv()
         case "json":
-            rows = {title: json.loads(t.to_json(orient="records")) for title, t in tables.items()}
-            return json.dumps(rows, indent=2)
+            return json.dumps({title: _records(t) for title, t in tables.items()}, indent=2)
         case "markdown":
             parts = [f"### {title}\n\n{_grid(t, 'github', digits)}" for title, t in tables.items()]
         case "table":
@@ -36,16 +326,23 @@ def render(tables: dict[str, pd.DataFrame], form: Format, digits: int = 2) -> st
     return "\n\n".join(parts)
 
 
+def _records(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows that JSON can hold, to the last digit; pandas' own writer rounds."""
+    held = table.replace([math.inf, -math.inf], math.nan).astype(object)
+    return held.where(held.notna(), None).to_dict("records")
+
+
 def _grid(table: pd.DataFrame, style: str, digits: int) -> str:
     cells = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
-    numeric = [pd.api.types.is_numeric_dtype(table[name]) for name in table]
-    align = ["right" if number else "left" for number in numeric]
-    return tabulate(
-        cells, list(table), style, colalign=align if cells else None, disable_numparse=True
-    )
+    align = ["right" if _numeric(column) else "left" for column in zip(*cells, strict=True)]
+    return tabulate(cells, list(table), style, colalign=align or None, disable_numparse=True)
 
 
 def _cell(value: object, digits: int) -> str:
     if value is None or value != value:
         return "-"
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _numeric(cells: tuple[str, ...]) -> bool:
+    return all(cell[:1] in "-0123456789" for cell in cells)

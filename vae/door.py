@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ from .training import Training, check_measurable
 from .validation import Count, UserError, Whole, value
 
 CONFIG = "config.yaml"
+Config = DictConfig
 
 
 @value
@@ -163,12 +165,13 @@ def load_step(run: Path, which: checkpoint.Which | None = None) -> int:
     return _checkpoint(run, which)[1]["step"]
 
 
-def default_estimators(configs: Path, run: Path, names: Iterable[str]) -> dict[str, Estimator]:
+def default_estimators(
+    configs: Path, config: DictConfig, names: Iterable[str]
+) -> dict[str, Estimator]:
     """Estimators at their yaml's settings, by the yaml's name, for the codes of a run's model.
 
     A schedule that spans a whole run spans this one. Raises UserError.
     """
-    config = read_config(run)
     sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
     given = [*sizes, f"training.steps={config.training.steps}"]
     estimators = {}
@@ -182,30 +185,44 @@ def default_estimators(configs: Path, run: Path, names: Iterable[str]) -> dict[s
     return estimators
 
 
+@cache
 def option_names(configs: Path, group: str) -> dict[str, str]:
     """The options of a group, and what each builds: yaml names and their `_target_`."""
     files = sorted((configs / group).glob("*.yaml"))
     return {file.stem: OmegaConf.load(file).get("_target_") for file in files}
 
 
-def method(run: Path, configs: Path) -> str:
-    """What a run is called in comparisons: its estimator's option, or else its objective's.
+def chosen(config: DictConfig, configs: Path) -> dict[str, str]:
+    """The names of a run's estimator, if it has one, and objective, as options of their groups.
 
-    The name of the class where no yaml, or more than one, builds it. Raises UserError.
+    The name of the class where no yaml, or more than one, builds it.
     """
-    config = read_config(run)
-    group = "objective" if config.get("estimator") is None else "estimator"
-    target = config[group]._target_
-    names = [name for name, built in option_names(configs, group).items() if built == target]
-    return names[0] if len(names) == 1 else target.rpartition(".")[2]
+    groups = [group for group in ("objective", "estimator") if config.get(group) is not None]
+    names = {}
+    for group in groups:
+        target = config[group]._target_
+        fits = [name for name, built in option_names(configs, group).items() if built == target]
+        names[group] = fits[0] if len(fits) == 1 else target.rpartition(".")[2]
+    return names
 
 
-def load_data(run: Path, root: str | None = None) -> DataSet:
+def settings(config: DictConfig, configs: Path) -> dict[str, bool | str | float | int]:
+    """All keys of a run's configuration on one level; groups by the names of their options."""
+    return flat(OmegaConf.to_container(config, resolve=True)) | chosen(config, configs)
+
+
+def method(config: DictConfig, configs: Path) -> str:
+    """What a run is called in comparisons: its estimator, or an objective that goes without."""
+    names = chosen(config, configs)
+    return names.get("estimator", names["objective"])
+
+
+def load_data(config: DictConfig, root: str | None = None) -> DataSet:
     """The data set that a run was trained on, on the CPU; from another root, if one is given.
 
     Raises UserError.
     """
-    config = read_config(run)
+    config = config.copy()
     if root is not None and "root" in config.data:
         config.data.root = root
     return build(config, "data", Source).load(torch.device("cpu"))

@@ -6,11 +6,18 @@ kind of colour vision tells them apart; where a colour comes again, marker and l
 
 import math
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from . import comparison
+from .comparison import Group, Model
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _MARKERS = ["o", "s", "^"]
@@ -33,11 +40,122 @@ class Style(NamedTuple):
     linestyle: str
 
 
-def style(name: str) -> Style:
-    """How an estimator is drawn, whatever else is in the figure."""
+def style(name: str, turn: int = 0) -> Style:
+    """How an estimator is drawn, whatever else is in the figure; `turn` counts its groups."""
     index = _ORDER.get(name, zlib.crc32(name.encode()))
-    turn = index // len(_COLOURS) % len(_MARKERS)
-    return Style(_COLOURS[index % len(_COLOURS)], _MARKERS[turn], _LINES[turn])
+    turn += index // len(_COLOURS)
+    return Style(
+        _COLOURS[index % len(_COLOURS)],
+        _MARKERS[turn % len(_MARKERS)],
+        _LINES[turn % len(_LINES)],
+    )
+
+
+def styles(groups: list[Group]) -> dict[str, Style]:
+    """By the groups' labels: an estimator's colour, and another marker and line for each group."""
+    turns: Counter[str] = Counter()
+    drawn = {}
+    for group in sorted(groups, key=lambda group: group.label):
+        drawn[group.label] = style(group.method, turns[group.method])
+        turns[group.method] += 1
+    return drawn
+
+
+def learning_curves(groups: list[Group], curves: dict[str, pd.DataFrame]) -> Figure:
+    """The ELBO along training: the mean over seeds in a band from the worst seed to the best.
+
+    On held-out images where there are any, else on training images. `curves` has the lines of
+    metrics.jsonl by the runs' folders. Steps that not every seed has are left out.
+    """
+    lines = [curves[run.folder] for group in groups for run in group.runs]
+    held_out = all("elbo/valid" in each for each in lines)
+    name = "elbo/valid" if held_out else "elbo/train"
+    figure, (axes,) = _figure(1)
+    drawn = styles(groups)
+    final = []
+    for group in groups:
+        seeds = [curves[run.folder].set_index("step")[name] for run in group.runs]
+        if not seeds:
+            continue
+        together = pd.concat(seeds, axis=1).dropna()
+        look = drawn[group.label]
+        middle = together.mean(axis=1)
+        axes.plot(middle, color=look.color, linestyle=look.linestyle, label=group.label)
+        low, high = together.min(axis=1), together.max(axis=1)
+        axes.fill_between(together.index, low, high, color=look.color, alpha=0.2, linewidth=0)
+        final.append(middle.iloc[-1])
+    axes.set(xlabel="step", ylabel=f"ELBO, {'held-out' if held_out else 'training'} images")
+    if final:
+        axes.set_ylim(*_window([value for each in lines for value in each[name]], final))
+    _legend(figure, axes)
+    return figure
+
+
+def rate_distortion(groups: list[Group], model: Model | None = None) -> Figure:
+    """Every run by its rate and distortion; along a grey line the ELBO is constant."""
+    figure, (axes,) = _figure(1)
+    drawn = styles(groups)
+    for group in groups:
+        look = drawn[group.label]
+        axes.plot(
+            comparison.values(group, "rate", model),
+            comparison.values(group, "distortion", model),
+            linestyle="none",
+            marker=look.marker,
+            color=look.color,
+            alpha=0.8,
+            label=group.label,
+        )
+    bounds = np.concatenate([comparison.values(group, "distortion", model) for group in groups])
+    axes.set_ylim(*reversed([-y for y in _window(-bounds, -bounds)]))
+    low, high = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    for elbo in MaxNLocator(8).tick_values(bottom + low, top + high):
+        axes.plot([low, high], [elbo - low, elbo - high], color="0.85", zorder=0, linewidth=1)
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom, top)
+    axes.set(xlabel="rate, nats", ylabel="distortion, nats")
+    _legend(figure, axes)
+    return figure
+
+
+def final_bounds(groups: list[Group], model: Model | None = None) -> Figure:
+    """The test ELBO of every seed, and the mean of each group; the best group on top."""
+    groups = [group for group in groups if group.runs]
+    figure = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained", dpi=110)
+    axes = figure.add_subplot()
+    _plain(axes)
+    drawn = styles(groups)
+    everything = np.concatenate([comparison.values(group, "elbo", model) for group in groups])
+    low, high = _window(everything, [comparison.mean(group, "elbo", model) for group in groups])
+    for row, group in enumerate(groups):
+        look, held = drawn[group.label], comparison.values(group, "elbo", model)
+        seen = held[held >= low]
+        axes.plot(
+            seen, [row] * len(seen), look.marker, color=look.color, alpha=0.6, linestyle="none"
+        )
+        if held.mean() >= low:
+            axes.plot([held.mean()] * 2, [row - 0.3, row + 0.3], color=look.color, linewidth=2)
+        if len(seen) < len(held):
+            axes.annotate(
+                f"◂ {held.min():.1f}", (low, row), color=look.color, va="center", fontsize="small"
+            )
+    axes.set_yticks(range(len(groups)), [group.label for group in groups])
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlim(low, high)
+    axes.set_xlabel("test ELBO, nats")
+    return figure
+
+
+def _window(values: Sequence[float], final: Sequence[float]) -> tuple[float, float]:
+    """Limits that show what is good: far below the better half of the ends, the rest is cut."""
+    values, final = np.asarray(values, dtype=float), np.asarray(final, dtype=float)
+    best, median = final.max(), np.median(final)
+    reach = max(4 * (best - median), 0.15 * abs(best), 5.0)
+    low = max(np.nanmin(values), best - reach)
+    high = np.nanmax(values)
+    margin = 0.04 * (high - low) + 0.5
+    return low - margin, high + margin
 
 
 def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
@@ -95,10 +213,14 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(1.5 + 4.5 * panels, 4.2), layout="constrained", dpi=110)
     axes = [figure.add_subplot(1, panels, 1 + index) for index in range(panels)]
     for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="0.92")
-        axis.set_axisbelow(True)
+        _plain(axis)
     return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

@@ -80,7 +80,8 @@ def gradient_quality(
             length = torch.linalg.vector_norm(h, dim=1, dtype=torch.float64)
             means.append(h.mean(0))
             squares.append(length.square().mean())
-            cosines.append((h @ g.to(h.dtype)).double() / (length * norm))
+            none = torch.finfo(length.dtype).tiny  # a draw of nothing points nowhere: cosine 0
+            cosines.append((h @ g.to(h.dtype)).double() / (length * norm).clamp_min(none))
     mean = torch.stack(means)  # (C, P)
     signal = _squared_norm(mean)
     deviation = (torch.stack(squares).mean() - signal).clamp_min(0).sqrt()

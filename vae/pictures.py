@@ -47,9 +47,15 @@ def samples(model: CategoricalVAE, rows: int = 8, columns: int = 16) -> Tensor:
 
 
 @torch.no_grad()
+def modes(model: CategoricalVAE, images: Tensor) -> Tensor:
+    """The most probable codes of uint8 images (n, D): (n, N, K)."""
+    return categorical.one_hot_argmax(model.encode(to_float(images)))
+
+
+@torch.no_grad()
 def sweep(model: CategoricalVAE, images: Tensor, latent: int) -> Tensor:
     """One row an image: its most probable code, with one latent swept over its K values."""
-    mode = categorical.one_hot_argmax(model.encode(to_float(images)))  # (B, N, K)
+    mode = modes(model, images)  # (B, N, K)
     z = mode.unsqueeze(1).repeat(1, model.categories, 1, 1)  # (B, K values, N, K)
     z[:, :, latent] = torch.eye(model.categories, device=z.device)
     decoded = model.decode(z).sigmoid().flatten(0, 1)

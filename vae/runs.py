@@ -1,53 +1,138 @@
-"""Run folders, measured: each is rebuilt from what it holds, and nothing else."""
+"""Run folders, found and measured: each is rebuilt from what it holds, and nothing else."""
 
+import hashlib
+import json
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import door
-from .checkpoint import Which
+from . import checkpoint, door
+from .checkpoint import WHICH, Which
+from .comparison import Run, title
 from .data import DataSet, to_float, training_batches
 from .estimators import Estimator, Exact
+from .evaluation import bounds
 from .gradients import GradientQuality, fit, gradient_quality, true_gradients
 from .model import CategoricalVAE
-from .tracking import METRICS
+from .probe import linear_probe
+from .tracking import METRICS, STATUS, SUMMARY, write_json
 from .validation import UserError
 
+log = logging.getLogger(__name__)
+
+CACHE = "evaluation.json"
+
+_FORMAT = 1  # of the cache: to be raised with every change of what is measured
 _GRADIENT_IMAGES = 100
 _FIT_EPOCHS, _FIT_BATCH = 2, 100
+
+
+def find(path: Path) -> list[Path]:
+    """Every run folder at or below the path, sorted."""
+    return sorted(Path(at) for at, _, files in os.walk(path) if door.CONFIG in files)
+
+
+class Library:
+    """Data sets, each read once, with what identifies the images that were measured on."""
+
+    def __init__(self, root: str | None = None) -> None:
+        self._root = root
+        self._read: dict[str, tuple[DataSet, str]] = {}
+
+    def get(self, config: door.Config) -> tuple[DataSet, str]:
+        """The data set of a run's configuration, and a digest of it. Raises UserError."""
+        key = str(config.data)
+        if key not in self._read:
+            data = door.load_data(config, self._root)
+            digest = hashlib.sha256()
+            for split in (data.train, data.test):
+                digest.update(split.images.numpy())
+                digest.update(split.labels.numpy())
+            self._read[key] = data, digest.hexdigest()
+        return self._read[key]
+
+
+def evaluated(folder: Path, library: Library, importance_samples: int, configs: Path) -> Run:
+    """A run with all that is measured of its best and its last model, cached in its folder.
+
+    The cache holds as long as checkpoints, images and settings are what they were. On the CPU,
+    with the same noise for every run. Raises UserError.
+    """
+    config = door.read_config(folder)
+    data, digest = library.get(config)
+    there = [which for which in WHICH if checkpoint.path(folder, which).exists()]
+    asked = {
+        "format": _FORMAT,
+        "images": digest,
+        "importance_samples": importance_samples,
+        "models": {which: _digest(checkpoint.path(folder, which)) for which in there},
+    }
+    cached = _read_json(folder / CACHE)
+    if cached.get("asked") == asked:
+        measured = cached["measured"]
+    else:
+        measured = _measure(folder, there, data, importance_samples)
+        _keep(folder / CACHE, {"asked": asked, "measured": measured})
+    summary, status = _read_json(folder / SUMMARY), _read_json(folder / STATUS)
+    return Run(
+        folder=str(folder),
+        data=title(data),
+        method=door.method(config, configs),
+        settings=door.settings(config, configs),
+        seed=config.seed,
+        status=status.get("status", "finished" if summary else "unfinished"),
+        measured=measured,
+        steps=summary.get("steps"),
+        seconds=summary.get("seconds"),
+    )
+
+
+def metrics(folder: Path) -> pd.DataFrame:
+    """metrics.jsonl, a row a line; empty where there is none yet. Raises UserError."""
+    try:
+        return pd.read_json(folder / METRICS, lines=True)
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except ValueError as error:
+        raise UserError(f"{folder / METRICS} cannot be read: {error}") from error
 
 
 class MeasuredGradients(NamedTuple):
     """How good a gradient estimators give the encoder of one run."""
 
     title: str  # of what, on what, against what
+    own: str  # the estimator that the run was trained with
     quality: dict[str, GradientQuality]  # by the estimator's name
 
 
 def measure_gradients(
-    run: Path,
+    folder: Path,
     configs: Path,
+    library: Library,
     which: Which | None = None,
     names: Iterable[str] | None = None,
     draws: int = 1000,
-    data_root: str | None = None,
 ) -> MeasuredGradients:
     """Of the run's own estimator as it was trained, or of those named, at their yaml's settings.
 
-    On the first test images, at the run's last step. What a named estimator has to learn, such as
-    a baseline, it learns first, from two epochs of training images at the model as it is. `exact`
-    is left out: the others are measured against it. Raises UserError.
+    On the first test images, at the step of the model. What a named estimator has to learn, such
+    as a baseline, it learns first, from two epochs of training images at the model as it is.
+    `exact` is left out: the others are measured against it. Raises UserError.
     """
-    model, data = door.load(run, which), door.load_data(run, data_root)
-    step = door.load_step(run, which)
+    config = door.read_config(folder)
+    data, _ = library.get(config)
+    model, step = door.load(folder, which), door.load_step(folder, which)
+    own = door.method(config, configs)
     if names is None:
-        estimators = {door.method(run, configs): door.load_estimator(run, which)}
+        estimators = {own: door.load_estimator(folder, which)}
     else:
-        estimators = door.default_estimators(configs, run, names)
+        estimators = door.default_estimators(configs, config, names)
         for estimator in estimators.values():
             _fit(model, estimator, data)
     x = to_float(data.test.images[:_GRADIENT_IMAGES])
@@ -57,26 +142,56 @@ def measure_gradients(
         f"Gradient of the distortion in the encoder's parameters, relative to {reference}: "
         f"{data.name}, {len(x)} test images, {draws:,} draws"
     )
-    bar = tqdm(estimators.items(), leave=False, disable=None, desc=run.name)
+    bar = tqdm(estimators.items(), leave=False, disable=None, desc=folder.name)
     quality = {
         name: gradient_quality(model, estimator, x, truth, step, draws)
         for name, estimator in bar
         if not isinstance(estimator, Exact)
     }
-    return MeasuredGradients(title, quality)
+    return MeasuredGradients(title, own, quality)
 
 
-def metrics(run: Path) -> pd.DataFrame:
-    """metrics.jsonl, a row a line; empty where there is none yet. Raises UserError."""
-    try:
-        return pd.read_json(run / METRICS, lines=True)
-    except FileNotFoundError:
-        return pd.DataFrame()
-    except ValueError as error:
-        raise UserError(f"{run / METRICS} cannot be read: {error}") from error
+def _measure(
+    folder: Path, there: list[Which], data: DataSet, importance_samples: int
+) -> dict[Which, dict[str, float | None]]:
+    measured = {}
+    for which in there:
+        model = door.load(folder, which)
+        same = [other for other in measured if _same_step(folder, which, other)]
+        measured[which] = (
+            measured[same[0]]
+            if same
+            else bounds(model, data.test.images, importance_samples)
+            | linear_probe(model, data.train, data.test)._asdict()
+        )
+    return measured
+
+
+def _same_step(folder: Path, one: Which, other: Which) -> bool:
+    return door.load_step(folder, one) == door.load_step(folder, other)
 
 
 def _fit(model: CategoricalVAE, estimator: Estimator, data: DataSet) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(_FIT_EPOCHS):
         fit(model, estimator, training_batches(data, _FIT_BATCH, generator))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What a file holds; nothing, where it is missing or damaged."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _keep(file: Path, content: dict[str, Any]) -> None:
+    try:
+        write_json(file, content)
+    except OSError as error:  # other people's runs, on a disk that is read only
+        log.warning("%s cannot be written, so nothing is cached: %s", file, error)

@@ -24,7 +24,22 @@ from torch.utils.tensorboard.summary import hparams
 from .files import write_atomically
 from .validation import Count, Whole, value
 
+_LAYOUT = {
+    "bounds": {
+        "ELBO": ["Multiline", ["elbo/train", "elbo/valid"]],
+        "rate and distortion": ["Multiline", ["rate/train", "distortion/train"]],
+    },
+    "schedules": {
+        "temperature": ["Multiline", ["schedule/temperature"]],
+        "beta": ["Multiline", ["schedule/beta"]],
+        "learning rate": ["Multiline", ["schedule/lr"]],
+    },
+}
+"""The custom-scalars tab: what is worth seeing on one chart."""
+
 METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+STATUS = "status.json"
 
 
 @value
@@ -34,6 +49,7 @@ class Tracking:
     pictures_every: Whole = Field(description="epochs between pictures; 0 for none")
     pictures: Count = Field(description="originals shown, at most")
     train_images: Count = Field(description="training images behind elbo/train, at most")
+    projected: Whole = Field(description="test codes in the projector, at most; 0 for none")
     gradient_every: Whole = Field(description="epochs between measurements; 0 for none")
 
 
@@ -43,6 +59,7 @@ class Tracker:
     def __init__(self, run: Path) -> None:
         self._metrics = open(run / METRICS, "w", encoding="utf-8")
         self._writer = SummaryWriter(run)
+        self._writer.add_custom_scalars(_LAYOUT)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -71,6 +88,10 @@ class Tracker:
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         self._writer.add_histogram(name, values, step)
+
+    def codes(self, step: int, codes: Tensor, labels: Tensor, images: Tensor) -> None:
+        """The projector: codes (n, N, K) with their labels (n,) and images (n, 1, H, W)."""
+        self._writer.add_embedding(codes.flatten(1), labels.tolist(), images, step, "codes")
 
     def text(self, name: str, text: str) -> None:
         """As it stands, in a fixed-width block."""

@@ -1,0 +1,330 @@
+"""Run folders as evaluate.py meets them: two estimators and three seeds of a short sweep."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+import vae
+from vae import door, figures, runs
+from vae.data import to_float
+from vae.probe import linear_probe
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+TINY = [
+    "data=mnist_5k",
+    "model.networks.encoder_sizes=[16]",
+    "model.networks.decoder_sizes=[16]",
+    "latents=2",
+    "categories=4",
+    "training.epochs=2",
+    "training.steps=41",
+    "optimizer.lr=0.002",
+    "tracking.projected=20",
+    "importance_samples=2",
+]
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    cwd = tmp_path_factory.mktemp("trained")
+    choice = ["-m", "estimator=straight_through,reinforce_moving_average", "seed=0,1,2"]
+    words = [*choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return cwd / "sweep"
+
+
+@pytest.fixture
+def sweep(trained, tmp_path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "sweep"))
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """evaluate.py in this process: its exit status and what it printed."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+        printed = capsys.readouterr()
+        return exit.value.code, printed.out, printed.err
+
+    return call
+
+
+def first(sweep: Path) -> Path:
+    return min(runs.find(sweep))
+
+
+# Finding and measuring
+
+
+def test_runs_are_found_at_any_depth(sweep):
+    assert len(runs.find(sweep.parent)) == 6
+    assert runs.find(first(sweep)) == [first(sweep)]
+    assert runs.find(sweep / "nowhere") == []
+
+
+def test_what_is_measured_is_what_the_run_reported(sweep):
+    run = runs.evaluated(first(sweep), runs.Library(), 2, CONFIGS)
+    reported = json.loads((first(sweep) / "summary.json").read_text())
+    for which in ("best", "last"):
+        assert reported["test"][which].items() <= run.measured[which].items()
+    assert (run.status, run.seed, run.steps) == ("finished", 0, 41)
+    assert run.method == run.settings["estimator"] == "straight_through"
+
+
+def test_the_cache_is_used_until_something_changes(sweep, monkeypatch):
+    calls = []
+    real = runs.bounds
+    monkeypatch.setattr(runs, "bounds", lambda *a: calls.append(a) or real(*a))
+    folder, library = first(sweep), runs.Library()
+    fresh = runs.evaluated(folder, library, 2, CONFIGS)
+    measured = len(calls)
+    assert measured in (1, 2)  # once where the best model is the last one
+    assert runs.evaluated(folder, library, 2, CONFIGS) == fresh
+    assert len(calls) == measured
+    runs.evaluated(folder, library, 3, CONFIGS)  # another number of samples
+    assert len(calls) == 2 * measured
+    shutil.copy(sorted(runs.find(sweep))[1] / "last.pt", folder / "last.pt")
+    again = runs.evaluated(folder, library, 3, CONFIGS)
+    assert len(calls) > 2 * measured and again.measured["last"] != fresh.measured["last"]
+    (folder / runs.CACHE).write_text("{ truncated")
+    assert runs.evaluated(folder, library, 3, CONFIGS) == again
+
+
+def test_what_cannot_be_cached_is_measured_all_the_same(sweep, monkeypatch, caplog):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(runs, "write_json", full)
+    run = runs.evaluated(first(sweep), runs.Library(), 2, CONFIGS)
+    assert run.measured["last"]["elbo"] < 0
+    assert "nothing is cached" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "status, summary, said",
+    [(None, False, "unfinished"), ("diverged", False, "diverged"), (None, True, "finished")],
+)
+def test_a_run_says_how_it_ended(sweep, status, summary, said):
+    folder = first(sweep)
+    (folder / "status.json").unlink()
+    if status:
+        (folder / "status.json").write_text(json.dumps({"status": status, "why": "nan"}))
+    if not summary:
+        (folder / "summary.json").unlink()
+    assert runs.evaluated(folder, runs.Library(), 2, CONFIGS).status == said
+
+
+def test_the_probe_is_scikit_learns_on_the_codes_themselves(sweep):
+    model = vae.load(first(sweep))
+    for parameter in model.encoder.parameters():  # codes that vary, whatever was learned
+        torch.nn.init.normal_(parameter)
+    data = door.load_data(door.read_config(first(sweep)))
+    found = linear_probe(model, data.train, data.test)
+
+    def codes(images):
+        probabilities = model.encode(to_float(images)).detach()
+        return (probabilities == probabilities.amax(-1, keepdim=True)).flatten(1).float().numpy()
+
+    reference = LogisticRegression(max_iter=500).fit(codes(data.train.images), data.train.labels)
+    predicted = reference.predict_proba(codes(data.test.images))
+    labels = data.test.labels.numpy()
+    assert found.accuracy == pytest.approx((predicted.argmax(1) == labels).mean(), abs=0.01)
+    assert found.nll == pytest.approx(log_loss(labels, predicted), rel=0.01)
+    assert 0.1 < found.accuracy < 1 and 0 < found.nll < np.log(10)
+
+
+# The command
+
+
+def test_a_sweep_becomes_a_row_a_group(sweep, evaluate):
+    status, printed, errors = evaluate(sweep, "--format", "json", "--importance-samples", 2)
+    assert (status, errors) == (0, "")
+    ((title, rows),) = json.loads(printed).items()
+    assert title.startswith("mnist_5k, binarize=none, test, 500 images")
+    names = {"straight_through", "reinforce_moving_average"}
+    assert {row["estimator"] for row in rows} == names
+    assert [row["n"] for row in rows] == [3, 3]
+    assert rows[0]["elbo"] > rows[1]["elbo"]
+    for row in rows:
+        assert row["elbo_low"] <= row["elbo"] <= row["elbo_high"]
+        assert row["note"] == ""
+
+
+def test_the_columns_that_were_promised(sweep, evaluate):
+    _, printed, _ = evaluate(sweep, "--format", "csv", "--baseline", "straight_through")
+    columns = set(printed.splitlines()[0].split(","))
+    assert columns >= {
+        *("n", "elbo", "elbo_std", "elbo_low", "elbo_high", "best_seed", "worst_seed"),
+        *("difference", "difference_low", "difference_high", "pairs", "seconds", "steps"),
+        *("rate", "distortion", "importance_weighted", "elbo_map", "log_likelihood"),
+        *("perplexity", "active", "accuracy", "nll", "note"),
+    }
+
+
+def test_tables_for_reading(sweep, evaluate):
+    for form in ("table", "markdown"):
+        status, printed, _ = evaluate(sweep, "--format", form, "--baseline", "straight_through")
+        assert status == 0
+        for word in ("ELBO", "±", "95 %", "difference", "probe accuracy"):
+            assert word in printed
+
+
+def test_a_row_a_run(sweep, evaluate):
+    _, printed, _ = evaluate(sweep, "--runs", "--format", "json")
+    (rows,) = json.loads(printed).values()
+    assert len(rows) == 6
+    assert {row["run"] for row in rows} == {str(folder) for folder in runs.find(sweep)}
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_compared(sweep, evaluate):
+    broken, empty, *_ = sorted(runs.find(sweep))
+    (broken / "best.pt").write_bytes(b"nonsense")
+    (empty / "config.yaml").write_text("a: [")
+    status, printed, errors = evaluate(sweep, sweep / "nowhere", "--format", "json")
+    assert status == 0
+    for name in (broken.name, empty.name, "nowhere"):
+        assert any(name in line for line in errors.splitlines())
+    (rows,) = json.loads(printed).values()
+    assert sum(row["n"] for row in rows) == 4
+
+
+def test_nothing_to_compare_is_status_1(tmp_path, evaluate):
+    status, printed, errors = evaluate(tmp_path)
+    assert (status, printed) == (1, "")
+    assert str(tmp_path) in errors
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--baseline", "nonesuch"],
+        ["--importance-samples", "0"],
+        ["--format", "xml"],
+        ["--model", "first"],
+    ],
+)
+def test_bad_usage_is_status_2(sweep, evaluate, words):
+    status, _, errors = evaluate(sweep, *words)
+    assert status == 2
+    assert words[1] in errors and "Traceback" not in errors
+
+
+def test_data_sets_are_compared_apart(sweep, evaluate):
+    config = first(sweep) / "config.yaml"
+    config.write_text(config.read_text().replace("binarize: none", "binarize: threshold"))
+    _, printed, _ = evaluate(sweep, "--format", "json")
+    titles = list(json.loads(printed))
+    assert len(titles) == 2 and len(set(titles)) == 2
+
+
+def test_the_report_is_whole_and_opens_offline(sweep, evaluate, tmp_path):
+    folder = tmp_path / "report"
+    status, _, errors = evaluate(sweep, "--output", folder, "--baseline", "straight_through")
+    assert status == 0 and str(folder / "index.html") in errors
+    names = {file.name for file in folder.iterdir()}
+    assert names == {
+        *("groups.csv", "groups.json", "groups.md", "runs.csv", "index.html"),
+        *("learning_curves.svg", "rate_distortion.svg", "final_bounds.svg"),
+    }
+    page = (folder / "index.html").read_text()
+    assert page.count("<svg") == 3 and page.count("data:image/png;base64,") == 4
+    for reference in ("src=", "href="):
+        for target in page.split(reference)[1:]:
+            assert target.startswith(('"data:', '"#')), target[:60]
+    for drawing in folder.glob("*.svg"):
+        text = " ".join(ElementTree.parse(drawing).getroot().itertext())
+        assert "straight_through" in text or 'id="text_' in drawing.read_text()
+
+
+# The gradient
+
+
+def test_each_runs_own_estimator_is_measured_as_it_was_trained(sweep, evaluate):
+    status, printed, _ = evaluate(sweep, "--gradients", "--draws", 40, "--format", "json")
+    assert status == 0
+    ((title, rows),) = json.loads(printed).items()
+    assert "100 test images, 40 draws" in title and "relative to the exact one" in title
+    assert len(rows) == 6
+    assert {row["estimator"] for row in rows} == {"straight_through", "reinforce_moving_average"}
+    for row in rows:
+        assert row["deviation"] > 0 and -1 <= row["cosine"] <= 1
+
+
+def test_any_estimator_is_measured_on_a_runs_model(sweep, evaluate, tmp_path):
+    words = ["--gradients", "--draws", 40, "--format", "csv", "--output", tmp_path / "out"]
+    status, printed, _ = evaluate(first(sweep), *words, "--estimators", "disarm,rebar,exact")
+    assert status == 0
+    assert pd.read_csv(StringIO(printed)).estimator.tolist() == ["disarm", "rebar"]
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"gradients.svg", "gradients_along_training.svg"}
+
+
+def test_all_means_every_yaml(sweep, monkeypatch):
+    """Without the cost of measuring them."""
+    config = door.read_config(first(sweep))
+    names = door.option_names(CONFIGS, "estimator")
+    estimators = door.default_estimators(CONFIGS, config, names)
+    assert set(estimators) == {file.stem for file in (CONFIGS / "estimator").glob("*.yaml")}
+    for estimator in estimators.values():
+        estimator.check(config.latents, config.categories)
+
+
+def test_an_estimator_that_there_is_not(sweep, evaluate):
+    status, _, errors = evaluate(first(sweep), "--gradients", "--estimators", "straight_trough")
+    assert status == 1
+    assert "did you mean straight_through?" in errors
+
+
+def test_the_gradient_along_training_is_in_the_metrics(sweep):
+    lines = runs.metrics(first(sweep))
+    assert {"gradient/bias", "gradient/variance", "gradient/cosine"} <= set(lines)
+    assert (lines["gradient/variance"] > 0).all()
+
+
+# Figures
+
+
+def test_an_estimator_looks_the_same_everywhere_and_like_no_other():
+    names = [file.stem for file in (CONFIGS / "estimator").glob("*.yaml")] + ["vimco"]
+    looks = {name: figures.style(name) for name in names}
+    assert len(set(looks.values())) == len(names)
+    assert figures.style("of my own") == figures.style("of my own")
+
+
+def test_a_figure_of_one_point():
+    table = pd.DataFrame(
+        {"estimator": ["reinmax"], "bias": [0.1], "bias_error": [0.0], "deviation": [2.0]}
+    )
+    (axes,) = figures.bias_against_deviation(table, "title").axes
+    assert axes.get_xscale() == "log"

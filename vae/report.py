@@ -1,0 +1,130 @@
+"""How runs compare, as a folder: tables, figures, pictures, and a page that holds them all."""
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from . import comparison, door, figures, pictures, runs
+from .comparison import Group, Model
+from .files import write_atomically
+
+_TABLES = {"csv": "csv", "markdown": "md", "json": "json"}
+_SHOWN = 16  # originals above their reconstructions
+
+
+class Section(NamedTuple):
+    """One data set on the page."""
+
+    title: str
+    table: Markup
+    figures: dict[str, Markup]  # svg, by caption
+    pictures: dict[str, tuple[str, str]]  # reconstructions and samples, PNG as data URL, by label
+
+
+def write(
+    tables: dict[str, list[Group]],
+    model: Model | None,
+    baselines: dict[str, Group],
+    library: runs.Library,
+    folder: Path,
+) -> Path:
+    """Writes everything, and returns the page. Raises UserError and OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        data: comparison.group_table(groups, model, baselines.get(data))
+        for data, groups in tables.items()
+    }
+    each = {data: comparison.run_table(groups, model) for data, groups in tables.items()}
+    text = {data: comparison.readable(table) for data, table in numbers.items()}
+    for form, content in (("csv", numbers), ("json", numbers), ("markdown", text)):
+        file = folder / f"groups.{_TABLES[form]}"
+        write_atomically(file, comparison.render(content, form).encode())
+    write_atomically(folder / "runs.csv", comparison.render(each, "csv").encode())
+    sections = [
+        _section(data, groups, text[data], model, library, folder, f"_{index}" if index else "")
+        for index, (data, groups) in enumerate(tables.items())
+    ]
+    page = Environment(loader=PackageLoader("vae", "."), autoescape=True).get_template("page.html")
+    write_atomically(folder / "index.html", page.render(sections=sections).encode())
+    return folder / "index.html"
+
+
+def write_gradients(
+    tables: dict[str, pd.DataFrame], curves: dict[str, pd.DataFrame], folder: Path
+) -> None:
+    """The figures of measured gradients: at given models, and along the training of their runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (title, table) in enumerate(tables.items()):
+        figure = figures.bias_against_deviation(table, title)
+        _save(figure, folder, f"gradients_{index}" if index else "gradients")
+    if curves:
+        _save(figures.gradient_along_training(curves), folder, "gradients_along_training")
+
+
+def _section(
+    data: str,
+    groups: list[Group],
+    table: pd.DataFrame,
+    model: Model | None,
+    library: runs.Library,
+    folder: Path,
+    suffix: str,
+) -> Section:
+    curves = {run.folder: runs.metrics(Path(run.folder)) for g in groups for run in g.runs}
+    drawn = {
+        "Learning curves": ("learning_curves", figures.learning_curves(groups, curves)),
+        "Test ELBO": ("final_bounds", figures.final_bounds(groups, model)),
+        "Rate and distortion": ("rate_distortion", figures.rate_distortion(groups, model)),
+    }
+    shown = {}
+    for group in groups:
+        if group.runs:
+            shown[group.label] = _pictures(group, model, library, folder, suffix)
+    return Section(
+        title=data,
+        table=Markup(table.to_html(index=False, na_rep="-", float_format="%.2f", border=0)),
+        figures={
+            caption: _save(figure, folder, name + suffix)
+            for caption, (name, figure) in drawn.items()
+        },
+        pictures=shown,
+    )
+
+
+def _pictures(
+    group: Group, model: Model | None, library: runs.Library, folder: Path, suffix: str
+) -> tuple[str, str]:
+    """Of the group's best seed: what it makes of test images, and of codes from the prior."""
+    best = max(group.runs, key=lambda run: run.numbers(model)["elbo"])
+    network = door.load(best.folder, model)
+    data, _ = library.get(door.read_config(Path(best.folder)))
+    originals = pictures.gallery(data.test, _SHOWN)
+    return (
+        _data_url(pictures.reconstructions(network, originals)),
+        _data_url(pictures.samples(network, rows=4)),
+    )
+
+
+def _save(figure: Figure, folder: Path, name: str) -> Markup:
+    """Writes it as name.svg, and gives what stands in the page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    write_atomically(folder / f"{name}.svg", svg.encode())
+    return Markup(svg[svg.index("<svg") :])
+
+
+def _data_url(image: Tensor) -> str:
+    """(1, height, width) in [0, 1] as a PNG inside a page."""
+    buffer = io.BytesIO()
+    pixels = (image.squeeze(0) * 255).round().byte().numpy()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
