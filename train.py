@@ -79,6 +79,8 @@ def conclude(
     from vae.data import fixed_draw, to_float
     from vae.tracking import SUMMARY, write_json
 
+    choices = HydraConfig.get().runtime.choices  # names of options say more than those of classes
+    choices = {group: choices[group] for group in ("estimator", "objective")}
     data, settings, model = experiment.data, experiment.settings, experiment.objective.model
     device = data.train.images.device
     test = {
@@ -91,7 +93,7 @@ def conclude(
     final = next(iter(test.values()))  # of the best model, where there is one
     tracker.results(
         trained.steps,
-        door.flat(experiment.config),
+        door.flat(experiment.config) | {key: name for key, name in choices.items() if name},
         {
             f"{name}/test": value
             for name, value in final.items()

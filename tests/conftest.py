@@ -1,5 +1,26 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "data=mnist_5k",
+    "model.networks.encoder_sizes=[16]",
+    "model.networks.decoder_sizes=[16]",
+    "latents=2",
+    "categories=4",
+    "training.epochs=2",
+    "training.steps=41",
+    "optimizer.lr=0.002",
+    "tracking.projected=20",
+    "tracking.pictures_every=1",
+    "importance_samples=2",
+]
+
 
 torch.set_num_threads(1)  # small operations: on busy cores threads mostly wait for each other
 
@@ -10,3 +31,21 @@ def _float64_and_seeded():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A short sweep over two estimators and three seeds, by the real command."""
+    cwd = tmp_path_factory.mktemp("trained")
+    choice = ["-m", "estimator=straight_through,reinforce_moving_average", "seed=0,1,2"]
+    words = [*choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return cwd / "sweep"

@@ -1,10 +1,8 @@
 """Run folders as evaluate.py meets them: two estimators and three seeds of a short sweep."""
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
@@ -24,40 +22,11 @@ from vae.probe import linear_probe
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-TINY = [
-    "data=mnist_5k",
-    "model.networks.encoder_sizes=[16]",
-    "model.networks.decoder_sizes=[16]",
-    "latents=2",
-    "categories=4",
-    "training.epochs=2",
-    "training.steps=41",
-    "optimizer.lr=0.002",
-    "tracking.projected=20",
-    "importance_samples=2",
-]
 
 
 @pytest.fixture(autouse=True)
 def _float32():
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    cwd = tmp_path_factory.mktemp("trained")
-    choice = ["-m", "estimator=straight_through,reinforce_moving_average", "seed=0,1,2"]
-    words = [*choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return cwd / "sweep"
 
 
 @pytest.fixture
