@@ -191,6 +191,19 @@ BAD = {
     "seed": (["seed=x"], "seed=x"),
     "grammar": (["training.epochs"], "training.epochs"),
     "no group": (["~estimator"], "estimator"),
+    "null for a group": (["estimator=null"], "the name of an option"),
+    "vimco with an estimator": (["objective=vimco", "estimator=reinmax"], "estimator: VIMCO"),
+    "vimco with one sample": (["objective=vimco", "objective.samples=1"], "objective.samples=1"),
+    "relaxed without": (["objective=concrete", "estimator=reinmax"], "GumbelSoftmax"),
+    "no samples to weigh": (
+        ["objective=importance_weighted", "estimator=reinforce"],
+        "objective.estimator",
+        "Pathwise",
+    ),
+    "nothing to measure": (
+        ["objective=vimco", "tracking.gradient_every=1"],
+        "tracking.gradient_every=1",
+    ),
     "foreign target": (["estimator._target_=vae.estimators.Nope"], "vae.estimators.Nope"),
     "wrong target": (["estimator._target_=vae.schedules.Constant", "~estimator.temperature"], ""),
 }

@@ -268,7 +268,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     shown = {}
     settings = list(table.columns[1 : table.columns.get_loc("n")]) or ["group"]
     for name in [*settings, "n"]:
-        shown[name] = table[name]
+        shown[name] = table[name].map(lambda value: "-" if pd.isna(value) else str(value))
     for name in table.columns[table.columns.get_loc("n") + 1 :]:
         if name.endswith(("_std", "_low", "_high")) or name == "pairs":
             continue

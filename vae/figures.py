@@ -5,6 +5,7 @@ kind of colour vision tells them apart; where a colour comes again, marker and l
 """
 
 import math
+import textwrap
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from . import comparison
 from .comparison import Group, Model
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+_NO_NOISE, _WORST_BIAS = 0.02, 2.0
 _MARKERS = ["o", "s", "^"]
 _LINES = ["-", "--", ":"]
 
@@ -161,26 +163,34 @@ def _window(values: Sequence[float], final: Sequence[float]) -> tuple[float, flo
 def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     """One point an estimator: relative deviation to the right, relative bias upwards.
 
-    Columns estimator, bias, bias_error, deviation. The bar is a standard error of the bias.
+    Columns estimator, bias, bias_error, deviation. The bar is a standard error of the bias. What
+    has no noise, or a bias far above that of the zero gradient, is named below instead.
     """
-    figure, axes = _figure(1)
-    for row in measured.itertuples():
-        drawn = style(row.estimator)
-        axes[0].errorbar(
+    figure, (axes,) = _figure(1)
+    drawn = measured[(measured.deviation > _NO_NOISE) & (measured.bias < _WORST_BIAS)]
+    for row in drawn.itertuples():
+        look = style(row.estimator)
+        axes.errorbar(
             row.deviation,
             row.bias,
             yerr=row.bias_error,
-            fmt=drawn.marker,
-            color=drawn.color,
+            fmt=look.marker,
+            color=look.color,
             markersize=7,
             capsize=3,
             label=row.estimator,
         )
-    axes[0].set_xscale("log")
-    axes[0].set(xlabel="relative standard deviation of one draw", ylabel="relative bias")
-    axes[0].set_title(title, fontsize="medium", loc="left")
-    axes[0].axhline(0, color="0.8", zorder=0)
-    _legend(figure, axes[0])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.axhline(0, color="0.8", zorder=0)
+    others = [f"{row.estimator} {row.bias:.2f}" for row in measured.drop(drawn.index).itertuples()]
+    names = ["relative standard deviation of one draw"]
+    names += [f"Not shown, relative bias: {', '.join(others)}"] if others else []
+    axes.set(xlabel="\n".join(names), ylabel="relative bias")
+    figure.suptitle(textwrap.fill(title, 75), fontsize="small", x=0.01, ha="left")
+    _legend(figure, axes)
     return figure
 
 
@@ -210,7 +220,7 @@ def gradient_along_training(curves: dict[str, pd.DataFrame]) -> Figure:
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     """Without pyplot, which keeps every figure in memory and looks for a screen."""
-    figure = Figure(figsize=(1.5 + 4.5 * panels, 4.2), layout="constrained", dpi=110)
+    figure = Figure(figsize=(3 + 5 * panels, 4.5), layout="constrained", dpi=110)
     axes = [figure.add_subplot(1, panels, 1 + index) for index in range(panels)]
     for axis in axes:
         _plain(axis)

@@ -78,7 +78,7 @@ def gradient_quality(
         for _ in range(chunks):
             h = _draws(model, estimator, x, step, size)  # (size, P)
             length = torch.linalg.vector_norm(h, dim=1, dtype=torch.float64)
-            means.append(h.mean(0))
+            means.append(h.mean(0, dtype=torch.float64))
             squares.append(length.square().mean())
             none = torch.finfo(length.dtype).tiny  # a draw of nothing points nowhere: cosine 0
             cosines.append((h @ g.to(h.dtype)).double() / (length * norm).clamp_min(none))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -116,7 +117,8 @@ def _pictures(
 def _save(figure: Figure, folder: Path, name: str) -> Markup:
     """Writes it as name.svg, and gives what stands in the page."""
     text = io.StringIO()
-    figure.savefig(text, format="svg")
+    with rc_context({"svg.hashsalt": name}):  # the same figure is the same file
+        figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     write_atomically(folder / f"{name}.svg", svg.encode())
     return Markup(svg[svg.index("<svg") :])
