@@ -3,8 +3,11 @@
 `python train.py --help` lists what can be chosen, and every key with its default.
 """
 
+import hashlib
+import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
 
 # No torch up here: --help and tab completion import this file.
 
+log = logging.getLogger(__name__)
+
 OmegaConf.register_new_resolver("method", lambda *choices: method(*choices), replace=True)
+OmegaConf.register_new_resolver("or_else", lambda given, other: given or other, replace=True)
+OmegaConf.register_new_resolver("mark", lambda words: mark(words), replace=True)
 
 _statuses = [0]  # of the jobs so far: one that fails does not take the rest of a sweep with it
 
@@ -31,25 +38,38 @@ def method(objective: str, estimator: str | None) -> str:
     return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
 
 
+def mark(overrides: str) -> str:
+    """A few letters that stand for the overrides which no other part of a folder's name shows."""
+    return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
+
+
 def run(config: DictConfig, folder: Path) -> None:
-    """Builds what the configuration names, trains it in `folder` and reports the test bounds."""
+    """Builds what the configuration names, trains it in `folder` and reports the test bounds.
+
+    Where the folder holds a part of the same run, that is gone on with.
+    """
     import torch
 
     torch.set_flush_denormal(True)  # or Adam's decayed moments slow it down, by a third and more
 
-    from vae import door
+    from vae import checkpoint, door
     from vae.environment import environment
-    from vae.tracking import STATUS, Tracker, write_json
+    from vae.tracking import Tracker, write_json
     from vae.training import Diverged, train
 
     experiment = door.prepare(config, folder)
     device = experiment.data.train.images.device
     overrides = list(HydraConfig.get().overrides.task)
     write_json(folder / "environment.json", {"overrides": overrides, **environment(device)})
+    door.write_status(folder, "running")
+    standing = checkpoint.step(folder)
+    if standing:
+        log.info("going on after step %d", standing)
     status, why = "interrupted", None
     try:
-        with Tracker(folder) as tracker:
-            tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
+        with Tracker(folder, standing) as tracker:
+            if not standing:
+                tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
             trained = train(
                 experiment.objective,
                 experiment.data,
@@ -66,7 +86,7 @@ def run(config: DictConfig, folder: Path) -> None:
         status, why = "diverged" if isinstance(error, Diverged) else "failed", str(error)
         raise
     finally:
-        write_json(folder / STATUS, {"status": status, "why": why})
+        door.write_status(folder, status, why)
 
 
 def conclude(
@@ -91,8 +111,9 @@ def conclude(
     }
     on_train = evaluation.evaluate(model, fixed_draw(data, data.train))
     final = next(iter(test.values()))  # of the best model, where there is one
+    after = trained.steps + 1  # a run that goes on, or that has to say this again, drops it
     tracker.results(
-        trained.steps,
+        after,
         door.flat(experiment.config) | {key: name for key, name in choices.items() if name},
         {
             f"{name}/test": value
@@ -103,7 +124,7 @@ def conclude(
     if experiment.tracking.projected:
         shown = data.test.images[: experiment.tracking.projected]
         tracker.codes(
-            trained.steps,
+            after,
             pictures.modes(model, shown),
             data.test.labels[: len(shown)],
             to_float(shown).unflatten(1, (1, *model.image_shape)),
@@ -127,25 +148,42 @@ def conclude(
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def job(config: DictConfig) -> None:
     """One run of a command line, or one job of a sweep."""
+    from vae import door
+    from vae.signals import Interrupted
     from vae.training import Diverged
     from vae.validation import UserError
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    made = Path(HydraConfig.get().runtime.output_dir)
+    folder = made if config.resume is None else Path(config.resume)
     try:
-        run(config, folder)
-    except (UserError, Diverged) as error:
-        _complain(str(error))
+        if config.resume is not None:
+            config = door.resumed(folder, list(HydraConfig.get().overrides.task))
+        with door.locked(folder):
+            run(config, folder)
+    except door.Finished as finished:
+        print(finished)
+    except (UserError, Diverged, OSError) as error:
+        _complain(f"{folder}: {error}" if isinstance(error, OSError) else str(error))
         _statuses.append(2 if isinstance(error, UserError) else 1)
+    except Interrupted as interrupted:
+        _complain(str(interrupted))
+        sys.exit(interrupted.status)
     finally:
-        if not any(folder.iterdir()):  # Hydra made it before anything was checked
-            folder.rmdir()
+        door.discard(made)  # Hydra made it before anything was checked
 
 
 def _complain(message: str) -> None:
     print(f"train.py: {message}", file=sys.stderr)
 
 
+def _complain_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes from a thread of its own; what ends that ends the run, too, in a line."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
+
+
 def main() -> int:
+    threading.excepthook = _complain_of_thread
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and its errors are worded here
     try:
         job()
@@ -159,6 +197,9 @@ def main() -> int:
             raise
         _complain("a group takes the name of an option, as in estimator=reinmax, and no null")
         return 2
+    except OSError as error:  # of the folder that Hydra makes for a run
+        _complain(str(error))
+        return 1
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130

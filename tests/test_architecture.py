@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"validation", "files", "errors"},
+    {"validation", "files", "errors", "signals"},
     {"categorical", "schedules", "networks", "data", "tracking", "environment"},
     {"estimators", "model", "optimizers"},
     {"objective"},

@@ -106,10 +106,13 @@ def test_the_run_folder_gets_the_resolved_configuration(tmp_path):
     assert isinstance(door.build(config, "data"), Mnist5k)
 
 
-def test_a_run_folder_is_not_used_twice(tmp_path):
+def test_a_run_folder_is_for_one_run(tmp_path):
     prepared(tmp_path, "data=mnist_5k")
-    with pytest.raises(UserError, match="already holds a run"):
-        prepared(tmp_path, "data=mnist_5k")
+    prepared(tmp_path, "data=mnist_5k", "device=cpu")  # the same one
+    prepared(tmp_path, "data=mnist_5k", "training.epochs=101")  # and longer
+    for different in ("seed=1", "optimizer.lr=0.1", "training.epochs=99", "latents=5"):
+        with pytest.raises(UserError, match=different.partition("=")[0]):
+            prepared(tmp_path, "data=mnist_5k", different)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):

@@ -144,7 +144,9 @@ def test_clipping_bounds_the_step(tmp_path):
 
 
 def test_a_nan_stops_with_where_it_was(tmp_path):
-    with pytest.raises(Diverged, match="nan in epoch 1, by step 3"):
+    with pytest.raises(
+        Diverged, match="no number at step 1 of epoch 1: lr 1e.30, .*largest logit"
+    ):
         trained(tmp_path, objective(beta=3e38), data(), adam(1e30))
 
 

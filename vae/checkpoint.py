@@ -1,46 +1,105 @@
-"""What is kept of a run: its weights, written so that no crash can lose them."""
+"""What a run needs to continue exactly, written so that no crash can lose it.
 
+A checkpoint is a file of torch.save with the SHA-256 of its bytes behind them: torch.load reads
+it, and damage does not go unseen. The one before it is kept beside it.
+"""
+
+import hashlib
 import io
+import logging
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from .files import write_atomically
-from .objective import TrainingObjective
 from .validation import UserError
+
+log = logging.getLogger(__name__)
 
 Which = Literal["best", "last"]
 WHICH: tuple[Which, ...] = get_args(Which)
 
-_FORMAT = 1
+_FORMAT = 2
+_DIGEST = hashlib.sha256().digest_size
 
 
 def path(run: Path, which: Which) -> Path:
     return run / f"{which}.pt"
 
 
-def save(run: Path, which: Which, objective: TrainingObjective, epoch: int, step: int) -> None:
-    """Model and estimator, and where in training they stand. Whole or not at all."""
+def previous(run: Path, which: Which) -> Path:
+    return run / f"{which}.previous.pt"
+
+
+def exists(run: Path, which: Which) -> bool:
+    return path(run, which).exists() or previous(run, which).exists()
+
+
+def digest(run: Path, which: Which) -> str:
+    """What identifies the checkpoint that `load` would give. Raises UserError."""
+    return load(run, which)["digest"]
+
+
+def step(run: Path) -> int:
+    """The step at which a run stands; 0 where it has no checkpoint. Raises UserError."""
+    return load(run, "last")["step"] if exists(run, "last") else 0
+
+
+def save(run: Path, which: Which, content: dict[str, Any]) -> None:
+    """Tensors, numbers and words, by name. Whole or not at all. Raises OSError.
+
+    What was there before stays as the previous one: at every moment one of the two is whole.
+    """
     buffer = io.BytesIO()
-    content = {"format": _FORMAT, "epoch": epoch, "step": step}
-    torch.save(content | {"objective": objective.state_dict()}, buffer)
-    write_atomically(path(run, which), buffer.getvalue())
+    torch.save({"format": _FORMAT, **content}, buffer)
+    blob = buffer.getvalue()
+    file = path(run, which)
+    scratch = run / f".{which}.next.pt"
+    write_atomically(scratch, blob + hashlib.sha256(blob).digest())
+    if file.exists():
+        os.replace(file, previous(run, which))
+    os.replace(scratch, file)
 
 
 def load(run: Path, which: Which) -> dict[str, Any]:
-    """What `save` wrote: format, epoch, step and objective. Executes nothing that it reads.
+    """What `save` wrote. Executes nothing that it reads.
 
-    Raises UserError where the file is missing, damaged or of another format.
+    Where the file is missing or damaged, the previous one, with a warning. Raises UserError where
+    that is no better, or where the format is another.
     """
-    file = path(run, which)
+    complaints = []
+    for file in (path(run, which), previous(run, which)):
+        try:
+            content = _read(file)
+        except FileNotFoundError:
+            continue
+        except (_Damaged, OSError) as error:
+            complaints.append(f"{file} {error}")
+            continue
+        if complaints:
+            log.warning("%s; going back to %s", complaints[0], file.name)
+        return content
+    if complaints:
+        raise UserError("; ".join(complaints))
+    raise UserError(f"{run} has no {path(run, which).name}: its first epoch never ended")
+
+
+class _Damaged(Exception):
+    pass
+
+
+def _read(file: Path) -> dict[str, Any]:
+    blob = file.read_bytes()
+    body, digest = blob[:-_DIGEST], blob[-_DIGEST:]
+    if hashlib.sha256(body).digest() != digest:
+        raise _Damaged("is damaged or no checkpoint: its SHA-256 does not match")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{run} has no {file.name}: its first epoch never ended") from error
-    except Exception as error:  # torch.load raises what it likes on bytes that are not its own
+        content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what it likes on what it refuses to execute
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{file} is damaged or no checkpoint: {reason}") from error
+        raise _Damaged(f"is damaged or no checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{file} is of another format than {_FORMAT}")
-    return content
+    return content | {"digest": digest.hex()}

@@ -122,6 +122,15 @@ def fixed_draw(data: DataSet, split: Split) -> Tensor:
     return split.images
 
 
+def digest(data: DataSet) -> str:
+    """SHA-256 of all images and labels, as they are trained and measured on."""
+    sha = hashlib.sha256()
+    for split in (data.train, data.valid, data.test):
+        sha.update(split.images.cpu().numpy())
+        sha.update(split.labels.cpu().numpy())
+    return sha.hexdigest()
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 pixels as float32 in [0, 1]."""
     return images.to(torch.float32).div_(255)

@@ -4,9 +4,13 @@ Everything is built and checked before any work. What is wrong with a configurat
 of one line that names the key, the value and what is allowed.
 """
 
+import importlib
 import inspect
+import json
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import hydra
 import torch
+from filelock import FileLock, Timeout
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,14 +31,27 @@ from .errors import close_match, one_line
 from .estimators import Estimator
 from .files import write_atomically
 from .model import CategoricalVAE
+from .networks import Networks
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
-from .tracking import Tracking
+from .schedules import Schedule
+from .tracking import STATUS, Tracking, write_json
 from .training import Training, check_measurable
 from .validation import Count, UserError, Whole, value
 
+log = logging.getLogger(__name__)
+
 CONFIG = "config.yaml"
 Config = DictConfig
+Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
+
+_LOCK = ".lock"
+_ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
+_MAY_CHANGE = ("training.epochs", "device", "data.root")
+
+
+class Finished(Exception):
+    """There is nothing left to do."""
 
 
 @value
@@ -67,12 +85,13 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
     """Builds and checks all that a configuration names, and makes the folder a run of it.
 
     Fills in `training.steps`, on which schedules may depend. Seeds torch. Reads the data last,
-    and writes nothing before. Raises UserError.
+    and writes nothing before. Where the folder holds a run it must be the same one. Raises
+    UserError, and Finished where there is nothing left to do.
     """
-    if (folder / CONFIG).exists():
-        raise UserError(f"{folder} already holds a run")
     config = config.copy()
     OmegaConf.set_struct(config, False)
+    for key in _ABOUT_THE_FOLDER:
+        config.pop(key, None)
     for group in _GROUPS:
         if group == "estimator" and config.get(group) is None:
             continue  # not every objective takes one
@@ -96,11 +115,91 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
     except ValueError as error:
         raise UserError(str(error)) from error
     resolved = OmegaConf.to_container(config, resolve=True)
+    if (folder / CONFIG).exists():
+        _check_same(flat(OmegaConf.to_container(read_config(folder))), flat(resolved), folder)
     data = source.load(device)
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
     return Experiment(
         data, objective.to(device), optimizer, training, tracking, settings, resolved
     )
+
+
+def resumed(folder: Path, overrides: list[str]) -> DictConfig:
+    """A run's own configuration, with what of the command line may change it.
+
+    `training.epochs` may grow, and the schedules stay what they were. Raises UserError.
+    """
+    config = read_config(folder)
+    for override in overrides:
+        key, _, word = override.partition("=")
+        if key in _MAY_CHANGE:
+            OmegaConf.update(config, key, OmegaConf.create(f"_: {word}")._)
+        elif key != "resume":
+            allowed = ", ".join(_MAY_CHANGE)
+            raise UserError(f"{key}: resume takes everything but {allowed} from the run itself")
+    training = build(config, "training", Training)
+    images = build(config, "data", Source).train_size
+    batches = images // training.batch_size
+    if training.steps is not None and training.steps % batches == 0:
+        # The whole run, unless someone asked for exactly that many steps; then it is as good.
+        config.training.steps = None
+    return config
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises UserError where a folder's run is another one, and Finished where it is done."""
+    grows = ("training.epochs", "training.steps")
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if old == new or key in ("device", "data.root"):
+            continue
+        if key in grows and None not in (old, new) and new > old:
+            continue
+        raise UserError(f"{folder} holds another run: its {key} is {old}, and not {new}")
+    finished = read_status(folder) == "finished"
+    if finished and all(before.get(key) == now.get(key) for key in grows):
+        raise Finished(f"{folder} is finished: nothing to do")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of a run folder; the lock dies with its owner.
+
+    Raises UserError where another one is in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no run folder")
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is at work on this run") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def discard(folder: Path) -> None:
+    """Removes a run folder that no run was made of."""
+    if folder.is_dir() and {file.name for file in folder.iterdir()} <= {_LOCK}:
+        (folder / _LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def write_status(folder: Path, status: Status, why: str | None = None) -> None:
+    """How a run stands, for whoever comes after; a full disk is no reason to end otherwise."""
+    try:
+        write_json(folder / STATUS, {"status": status, "why": why})
+    except OSError as error:
+        log.warning("%s cannot be written: %s", folder / STATUS, error)
+
+
+def read_status(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / STATUS).read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def build(config: DictConfig, key: str, kind: type = object, **extra: object) -> Any:
@@ -236,11 +335,43 @@ def read_config(run: Path) -> DictConfig:
         raise UserError(f"{run} is no run folder: it has no {CONFIG}") from error
     except Exception as error:  # PyYAML and OmegaConf share no base class
         raise UserError(f"{run / CONFIG} cannot be read: {_first_line(error)}") from error
-    targets = {key: OmegaConf.select(config, f"{key}._target_") for key in ("data", "model")}
-    for key, target in targets.items():
-        if target is None:
+    if not OmegaConf.is_dict(config):
+        raise UserError(f"{run / CONFIG} holds no configuration")
+    for key in ("data", "model"):
+        if not OmegaConf.is_dict(config.get(key)) or "_target_" not in config[key]:
             raise UserError(f"{run / CONFIG} names no {key}")
+    for target in _targets(OmegaConf.to_container(config)):
+        if not _is_ours(target):
+            raise UserError(f"{run / CONFIG} would build {target}, which is no part of a run")
     return config
+
+
+_PARTS = (
+    *(Source, Networks, CategoricalVAE, Estimator, Schedule),
+    *(TrainingObjective, Optimizer, Training, Tracking),
+)
+
+
+def _targets(node: object) -> Iterator[object]:
+    """Every `_target_` in a configuration."""
+    if isinstance(node, dict):
+        yield from [held for key, held in node.items() if key == "_target_"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for held in node:
+            yield from _targets(held)
+
+
+def _is_ours(target: object) -> bool:
+    """Run folders are data that people share: they may name what runs are made of, and no more."""
+    module, _, name = str(target).rpartition(".")
+    if not module.startswith("vae."):
+        return False
+    try:
+        held = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(held, type) and issubclass(held, _PARTS)
 
 
 def _objective(config: DictConfig, model: CategoricalVAE) -> TrainingObjective:
@@ -263,7 +394,7 @@ def _checkpoint(
 ) -> tuple[checkpoint.Which, dict[str, Any]]:
     """By default the best that there is."""
     if which is None:
-        which = "best" if checkpoint.path(run, "best").exists() else "last"
+        which = "best" if checkpoint.exists(run, "best") else "last"
     return which, checkpoint.load(run, which)
 
 

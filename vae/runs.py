@@ -1,6 +1,5 @@
 """Run folders, found and measured: each is rebuilt from what it holds, and nothing else."""
 
-import hashlib
 import json
 import logging
 import os
@@ -15,13 +14,13 @@ from tqdm import tqdm
 from . import checkpoint, door
 from .checkpoint import WHICH, Which
 from .comparison import Run, title
-from .data import DataSet, to_float, training_batches
+from .data import DataSet, digest, to_float, training_batches
 from .estimators import Estimator, Exact
 from .evaluation import bounds
 from .gradients import GradientQuality, fit, gradient_quality, true_gradients
 from .model import CategoricalVAE
 from .probe import linear_probe
-from .tracking import METRICS, STATUS, SUMMARY, write_json
+from .tracking import METRICS, SUMMARY, write_json
 from .validation import UserError
 
 log = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ log = logging.getLogger(__name__)
 CACHE = "evaluation.json"
 
 _FORMAT = 1  # of the cache: to be raised with every change of what is measured
+_ENDED = {"finished": "finished", "diverged": "diverged"}  # all others are yet to end
 _GRADIENT_IMAGES = 100
 _FIT_EPOCHS, _FIT_BATCH = 2, 100
 
@@ -50,11 +50,7 @@ class Library:
         key = str(config.data)
         if key not in self._read:
             data = door.load_data(config, self._root)
-            digest = hashlib.sha256()
-            for split in (data.train, data.test):
-                digest.update(split.images.numpy())
-                digest.update(split.labels.numpy())
-            self._read[key] = data, digest.hexdigest()
+            self._read[key] = data, digest(data)
         return self._read[key]
 
 
@@ -65,13 +61,13 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     with the same noise for every run. Raises UserError.
     """
     config = door.read_config(folder)
-    data, digest = library.get(config)
-    there = [which for which in WHICH if checkpoint.path(folder, which).exists()]
+    data, images = library.get(config)
+    there = [which for which in WHICH if checkpoint.exists(folder, which)]
     asked = {
         "format": _FORMAT,
-        "images": digest,
+        "images": images,
         "importance_samples": importance_samples,
-        "models": {which: _digest(checkpoint.path(folder, which)) for which in there},
+        "models": {which: checkpoint.digest(folder, which) for which in there},
     }
     cached = _read_json(folder / CACHE)
     if cached.get("asked") == asked:
@@ -79,14 +75,14 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     else:
         measured = _measure(folder, there, data, importance_samples)
         _keep(folder / CACHE, {"asked": asked, "measured": measured})
-    summary, status = _read_json(folder / SUMMARY), _read_json(folder / STATUS)
+    summary, status = _read_json(folder / SUMMARY), door.read_status(folder)
     return Run(
         folder=str(folder),
         data=title(data),
         method=door.method(config, configs),
         settings=door.settings(config, configs),
         seed=config.seed,
-        status=status.get("status", "finished" if summary else "unfinished"),
+        status=_ENDED.get(status, "unfinished") if status or not summary else "finished",
         measured=measured,
         steps=summary.get("steps"),
         seconds=summary.get("seconds"),
@@ -175,10 +171,6 @@ def _fit(model: CategoricalVAE, estimator: Estimator, data: DataSet) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(_FIT_EPOCHS):
         fit(model, estimator, training_batches(data, _FIT_BATCH, generator))
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ metrics.jsonl holds no clock: two runs of the same command on the same CPU write
 """
 
 import json
+import math
 from pathlib import Path
 from types import TracebackType
 
@@ -56,9 +57,11 @@ class Tracking:
 class Tracker:
     """Writes a run's metrics to its folder. A context manager: leaving it flushes and closes."""
 
-    def __init__(self, run: Path) -> None:
-        self._metrics = open(run / METRICS, "w", encoding="utf-8")
-        self._writer = SummaryWriter(run)
+    def __init__(self, run: Path, step: int = 0) -> None:
+        """Goes on after a step: what stands there of later ones is dropped. Raises OSError."""
+        _cut(run / METRICS, step)
+        self._metrics = open(run / METRICS, "a", encoding="utf-8")
+        self._writer = SummaryWriter(run, purge_step=step + 1)
         self._writer.add_custom_scalars(_LAYOUT)
 
     def __enter__(self) -> "Tracker":
@@ -78,6 +81,11 @@ class Tracker:
         print(json.dumps({"step": step, "epoch": epoch, **values}), file=self._metrics, flush=True)
         for name, number in values.items():
             self._writer.add_scalar(name, number, step)
+
+    def flush(self) -> None:
+        """To the disk, as far as the system takes it: a killed process loses nothing of it."""
+        self._metrics.flush()
+        self._writer.flush()
 
     def speed(self, step: int, images_per_second: float) -> None:
         self._writer.add_scalar("time/images_per_second", images_per_second, step)
@@ -108,6 +116,24 @@ class Tracker:
             self._writer.file_writer.add_summary(summary)
         for name, number in values.items():
             self._writer.add_scalar(name, number, step)
+
+
+def _cut(metrics: Path, step: int) -> None:
+    """Keeps the whole lines up to a step."""
+    try:
+        lines = metrics.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        write_atomically(metrics, b"".join(kept))
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that was cut off while it was written
 
 
 def write_json(file: Path, content: dict[str, object]) -> None:
