@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,21 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def train(*words: str, cwd: Path, **given) -> tuple[int, str, str]:
     return finish(start(*words, cwd=cwd, **given))
+
+
+@pytest.fixture
+def inside(monkeypatch, capsys):
+    """train.py in this process, which has paid for importing torch: status, output, errors."""
+
+    def call(*words: str, cwd: Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        printed = capsys.readouterr()
+        return exit.value.code, printed.out, printed.err
+
+    return call
 
 
 def status(run: Path) -> dict:
@@ -163,18 +179,18 @@ def killed_at_random(whole: Path, cwd: Path, kills: int, seed: int) -> None:
     assert_same(run, whole)
 
 
-def test_a_finished_run_says_so_and_ends(whole):
+def test_a_finished_run_says_so_and_ends(whole, inside):
     before = {file: file.stat().st_mtime_ns for file in whole.iterdir()}
-    code, out, _ = train(*EPOCHS, "hydra.run.dir=whole", cwd=whole.parent)
+    code, out, _ = inside(*SMALL, *EPOCHS, "hydra.run.dir=whole", cwd=whole.parent)
     assert code == 0
     assert "is finished: nothing to do" in out
     assert {file: file.stat().st_mtime_ns for file in whole.iterdir()} == before
 
 
-def test_resume_goes_on_for_longer(whole, tmp_path):
+def test_resume_goes_on_for_longer(whole, tmp_path, inside):
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     words = [f"resume={run}", "training.epochs=7"]
-    code, _, err = resume(*words, cwd=tmp_path)
+    code, _, err = inside(*words, cwd=tmp_path)
     assert code == 0, err
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [40 * epoch for epoch in range(1, 8)]
@@ -184,12 +200,6 @@ def test_resume_goes_on_for_longer(whole, tmp_path):
     assert not list(tmp_path.glob("outputs/*"))
 
 
-def resume(*words: str, cwd: Path) -> tuple[int, str, str]:
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -197,36 +207,36 @@ def resume(*words: str, cwd: Path) -> tuple[int, str, str]:
         (["training.epochs=2"], "its training.epochs is 5, and not 2"),
     ],
 )
-def test_resume_changes_nothing_else(whole, tmp_path, words, said):
-    code, _, err = resume(f"resume={whole}", *words, cwd=tmp_path)
+def test_resume_changes_nothing_else(whole, tmp_path, inside, words, said):
+    code, _, err = inside(f"resume={whole}", *words, cwd=tmp_path)
     assert code == 2 and said in err and err.count("\n") == 1
 
 
-def test_resume_of_what_is_no_run(tmp_path):
-    code, _, err = resume("resume=nowhere", cwd=tmp_path)
+def test_resume_of_what_is_no_run(tmp_path, inside):
+    code, _, err = inside("resume=nowhere", cwd=tmp_path)
     assert code == 2 and err.count("\n") == 1 and "nowhere" in err
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_named_sweep_goes_on_where_it_was(tmp_path):
-    words = ["seed=0,1", "training.steps=3", "sweep=mine", "-m"]
-    assert train(*words, cwd=tmp_path)[0] == 0
+def test_a_named_sweep_goes_on_where_it_was(tmp_path, inside):
+    words = [*SMALL, "seed=0,1", "training.steps=3", "sweep=mine", "-m"]
+    assert inside(*words, cwd=tmp_path)[0] == 0
     folders = sorted(file.name for file in (tmp_path / "outputs/mine").iterdir() if file.is_dir())
     assert len(folders) == 2 and all(f"seed{seed}" in folders[seed] for seed in (0, 1))
     shutil.rmtree(tmp_path / "outputs/mine" / folders[1])
-    code, out, err = train(*words, cwd=tmp_path)
+    code, out, err = inside(*words, cwd=tmp_path)
     assert code == 0, err
     assert out.count("is finished: nothing to do") == 1
     again = sorted(file.name for file in (tmp_path / "outputs/mine").iterdir() if file.is_dir())
     assert again == folders
 
 
-def test_two_processes_do_not_share_a_run(tmp_path):
+def test_two_processes_do_not_share_a_run(tmp_path, inside):
     words = ["training.epochs=300", "hydra.run.dir=run"]
     first = start(*words, cwd=tmp_path)
     try:
         wait_for_steps(tmp_path / "run", 1)
-        code, _, err = train(*words, cwd=tmp_path)
+        code, _, err = inside(*SMALL, *words, cwd=tmp_path)
         assert code == 2
         assert "another process is at work on this run" in err and err.count("\n") == 1
     finally:
@@ -350,7 +360,7 @@ def small_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
 
 
-def test_a_full_disk_is_said_and_loses_nothing(run):
+def test_a_full_disk_is_said_and_loses_nothing(run, inside):
     kept = {which: checkpoint.load(run, which)["step"] for which in checkpoint.WHICH}
     (run / "status.json").unlink()
     words = [f"resume={run}", "training.epochs=7"]
@@ -361,15 +371,15 @@ def test_a_full_disk_is_said_and_loses_nothing(run):
     assert done.returncode == 1
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
     assert {which: checkpoint.load(run, which)["step"] for which in checkpoint.WHICH} == kept
-    code, _, err = resume(*words, cwd=run.parent)  # there is room again
+    code, _, err = inside(*words, cwd=run.parent)  # there is room again
     assert code == 0, err
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [40 * epoch for epoch in range(1, 8)]
 
 
-def test_an_output_folder_that_cannot_be_made(tmp_path):
+def test_an_output_folder_that_cannot_be_made(tmp_path, inside):
     (tmp_path / "outputs").write_text("a file")
-    code, _, err = train("training.steps=1", cwd=tmp_path)
+    code, _, err = inside(*SMALL, "training.steps=1", cwd=tmp_path)
     assert code == 1
     assert "outputs" in err and "Traceback" not in err
 
@@ -377,9 +387,9 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 # Numbers that are none
 
 
-def test_divergence_says_where_and_what_is_left(tmp_path):
+def test_divergence_says_where_and_what_is_left(tmp_path, inside):
     words = ["training.epochs=3", "optimizer.lr=1e30", "hydra.run.dir=run"]
-    code, _, err = train(*words, cwd=tmp_path)
+    code, _, err = inside(*SMALL, *words, cwd=tmp_path)
     assert code == 1 and err.count("\n") == 1
     for part in ("no number at step", "temperature 0.5", "largest logit", "no checkpoint yet"):
         assert part in err
@@ -387,9 +397,9 @@ def test_divergence_says_where_and_what_is_left(tmp_path):
     assert "no number at step" in status(tmp_path / "run")["why"]
 
 
-def test_a_diverging_job_leaves_the_rest_of_the_sweep_alone(tmp_path):
-    words = ["optimizer.lr=1e30,1e-3", "training.steps=5", "sweep=both", "-m"]
-    code, _, err = train(*words, cwd=tmp_path)
+def test_a_diverging_job_leaves_the_rest_of_the_sweep_alone(tmp_path, inside):
+    words = [*SMALL, "optimizer.lr=1e30,1e-3", "training.steps=5", "sweep=both", "-m"]
+    code, _, err = inside(*words, cwd=tmp_path)
     assert code == 1
     ends = {status(run)["status"] for run in (tmp_path / "outputs/both").iterdir() if run.is_dir()}
     assert ends == {"diverged", "finished"}
