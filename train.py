@@ -195,7 +195,10 @@ def main() -> int:
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        _complain("a group takes the name of an option, as in estimator=reinmax, and no null")
+        configs = Path(__file__).parent / "configs"
+        groups = [word for word in sys.argv[1:] if (configs / word.partition("=")[0]).is_dir()]
+        wrong = ", ".join(groups)
+        _complain(f"{wrong}: a group takes the name of an option, as in estimator=reinmax")
         return 2
     except OSError as error:  # of the folder that Hydra makes for a run
         _complain(str(error))

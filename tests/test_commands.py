@@ -192,7 +192,7 @@ BAD = {
     "seed": (["seed=x"], "seed=x"),
     "grammar": (["training.epochs"], "training.epochs"),
     "no group": (["~estimator"], "estimator"),
-    "null for a group": (["estimator=null"], "the name of an option"),
+    "null for a group": (["estimator=null"], "estimator=null: a group takes"),
     "vimco with an estimator": (["objective=vimco", "estimator=reinmax"], "estimator: VIMCO"),
     "vimco with one sample": (["objective=vimco", "objective.samples=1"], "objective.samples=1"),
     "relaxed without": (["objective=concrete", "estimator=reinmax"], "GumbelSoftmax"),
