@@ -14,7 +14,8 @@ import socket
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import resources
@@ -23,6 +24,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from pydantic import Field
 from torch import Tensor
 
@@ -246,9 +248,11 @@ class Torchvision(Source):
         mirrors += official.mirrors
         md5 = {name: digest for name, digest in official.resources}
         try:
-            for name in md5:
-                if not (folder / name).exists():
-                    download(name, md5[name], mirrors, folder)
+            if not _all_there(folder, md5):
+                with _alone_in(folder):  # of processes that fetch at once, one fetches
+                    for name in md5:
+                        if not (folder / name).exists():
+                            download(name, md5[name], mirrors, folder)
         except UserError as error:
             raise UserError(
                 f"{self.dataset} is not in {folder} and cannot be downloaded ({error}); put its "
@@ -284,6 +288,25 @@ class Torchvision(Source):
             write_atomically(self._cache_file, hashlib.sha256(body).digest() + body)
         except OSError as error:
             log.info("no cache in %s: %s", self._cache_file.parent, error.strerror)
+
+
+def _all_there(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).exists() for name in names)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits for every other process that fetches into a folder. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
