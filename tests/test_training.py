@@ -150,6 +150,53 @@ def test_a_nan_stops_with_where_it_was(tmp_path):
         trained(tmp_path, objective(beta=3e38), data(), adam(1e30))
 
 
+class Blowing(NegativeELBO):
+    """Its loss is no number at one step."""
+
+    at = 4
+
+    def forward(self, x, step):
+        terms = super().forward(x, step)
+        return terms._replace(loss=terms.loss * math.nan) if step == self.at else terms
+
+
+def blowing() -> Blowing:
+    plain = objective()
+    return Blowing(plain.model, plain.estimator)
+
+
+def test_a_bad_step_ends_the_run_before_it_does_harm(tmp_path):
+    broken = blowing()
+    with pytest.raises(Diverged, match=r"at step 4 of epoch 2: .*last.pt is of step 3"):
+        trained(tmp_path, broken, data())
+    assert all(p.isfinite().all() for p in broken.parameters())
+    assert checkpoint.load(tmp_path, "last")["step"] == 3
+
+
+def test_a_bad_step_can_be_skipped_and_is_counted(tmp_path):
+    broken = blowing()
+    _, lines = trained(tmp_path, broken, data(), on_nan="skip")
+    assert [line.get("objective/skipped", 0) for line in lines] == [0, 1, 0]
+    assert all(math.isfinite(value) for line in lines[:1] + lines[2:] for value in line.values())
+    assert math.isfinite(lines[1]["objective/loss"]) and math.isfinite(lines[1]["elbo/train"])
+
+
+def test_skipping_where_nothing_is_bad_changes_nothing(tmp_path):
+    a, b = objective(), objective()
+    trained(tmp_path / "a", a, data())
+    trained(tmp_path / "b", b, data(), on_nan="skip")
+    assert torch.equal(weights(a), weights(b))
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_huge_logits_are_no_nan(tmp_path, size):
+    huge = objective()
+    with torch.no_grad():
+        huge.model.encoder[-1].weight.mul_(size)
+    _, lines = trained(tmp_path, huge, data(), adam(1e-4))
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
 def test_bf16_is_for_the_networks_alone(tmp_path):
     mixed = objective()
     _, lines = trained(tmp_path, mixed, data(), precision="bf16")
