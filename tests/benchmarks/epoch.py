@@ -63,7 +63,9 @@ def ours(root: str, batch_size: int, epochs: int) -> list[float]:
                 patience=None,
                 precision="float32",
             ),
-            Tracking(pictures_every=10, pictures=20, train_images=5000),
+            Tracking(
+                pictures_every=10, pictures=20, train_images=5000, projected=0, gradient_every=0
+            ),
             tracker,
             Path(folder),
             seed=0,
