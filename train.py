@@ -52,7 +52,7 @@ def run(config: DictConfig, folder: Path) -> None:
 
     torch.set_flush_denormal(True)  # or Adam's decayed moments slow it down, by a third and more
 
-    from vae import checkpoint, door
+    from vae import checkpoint, door, run_state
     from vae.environment import environment
     from vae.tracking import Tracker, write_json
     from vae.training import Diverged, train
@@ -61,7 +61,7 @@ def run(config: DictConfig, folder: Path) -> None:
     device = experiment.data.train.images.device
     overrides = list(HydraConfig.get().overrides.task)
     write_json(folder / "environment.json", {"overrides": overrides, **environment(device)})
-    door.write_status(folder, "running")
+    run_state.write_status(folder, "running")
     standing = checkpoint.step(folder)
     if standing:
         log.info("going on after step %d", standing)
@@ -86,7 +86,7 @@ def run(config: DictConfig, folder: Path) -> None:
         status, why = "diverged" if isinstance(error, Diverged) else "failed", str(error)
         raise
     finally:
-        door.write_status(folder, status, why)
+        run_state.write_status(folder, status, why)
 
 
 def conclude(
@@ -148,7 +148,7 @@ def conclude(
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def job(config: DictConfig) -> None:
     """One run of a command line, or one job of a sweep."""
-    from vae import door
+    from vae import door, run_state
     from vae.signals import Interrupted
     from vae.training import Diverged
     from vae.validation import UserError
@@ -158,7 +158,7 @@ def job(config: DictConfig) -> None:
     try:
         if config.resume is not None:
             config = door.resumed(folder, list(HydraConfig.get().overrides.task))
-        with door.locked(folder):
+        with run_state.locked(folder):
             run(config, folder)
     except door.Finished as finished:
         print(finished)
@@ -169,7 +169,7 @@ def job(config: DictConfig) -> None:
         _complain(str(interrupted))
         sys.exit(interrupted.status)
     finally:
-        door.discard(made)  # Hydra made it before anything was checked
+        run_state.discard(made)  # Hydra made it before anything was checked
 
 
 def _complain(message: str) -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"validation", "files", "errors", "signals"},
-    {"categorical", "schedules", "networks", "data", "tracking", "environment"},
+    {"categorical", "schedules", "networks", "data", "tracking", "environment", "run_state"},
     {"estimators", "model", "optimizers"},
     {"objective"},
     {"evaluation", "pictures", "checkpoint"},

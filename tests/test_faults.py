@@ -19,7 +19,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vae
-from vae import checkpoint, door
+from vae import checkpoint, run_state
 from vae.validation import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -242,7 +242,7 @@ def test_two_processes_do_not_share_a_run(tmp_path, inside):
     finally:
         first.kill()
         first.communicate()
-    with door.locked(tmp_path / "run"):  # the lock died with its owner
+    with run_state.locked(tmp_path / "run"):  # the lock died with its owner
         pass
 
 

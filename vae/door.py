@@ -6,11 +6,8 @@ of one line that names the key, the value and what is allowed.
 
 import importlib
 import inspect
-import json
-import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import hydra
 import torch
-from filelock import FileLock, Timeout
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,18 +30,15 @@ from .model import CategoricalVAE
 from .networks import Networks
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
+from .run_state import read_status
 from .schedules import Schedule
-from .tracking import STATUS, Tracking, write_json
+from .tracking import Tracking
 from .training import Training, check_measurable
 from .validation import Count, UserError, Whole, value
 
-log = logging.getLogger(__name__)
-
 CONFIG = "config.yaml"
 Config = DictConfig
-Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
-_LOCK = ".lock"
 _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
 _MAY_CHANGE = ("training.epochs", "device", "data.root")
 
@@ -159,47 +152,6 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> No
     finished = read_status(folder) == "finished"
     if finished and all(before.get(key) == now.get(key) for key in grows):
         raise Finished(f"{folder} is finished: nothing to do")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other process out of a run folder; the lock dies with its owner.
-
-    Raises UserError where another one is in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no run folder")
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{folder}: another process is at work on this run") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def discard(folder: Path) -> None:
-    """Removes a run folder that no run was made of."""
-    if folder.is_dir() and {file.name for file in folder.iterdir()} <= {_LOCK}:
-        (folder / _LOCK).unlink(missing_ok=True)
-        folder.rmdir()
-
-
-def write_status(folder: Path, status: Status, why: str | None = None) -> None:
-    """How a run stands, for whoever comes after; a full disk is no reason to end otherwise."""
-    try:
-        write_json(folder / STATUS, {"status": status, "why": why})
-    except OSError as error:
-        log.warning("%s cannot be written: %s", folder / STATUS, error)
-
-
-def read_status(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / STATUS).read_bytes())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def build(config: DictConfig, key: str, kind: type = object, **extra: object) -> Any:

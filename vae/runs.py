@@ -20,6 +20,7 @@ from .evaluation import bounds
 from .gradients import GradientQuality, fit, gradient_quality, true_gradients
 from .model import CategoricalVAE
 from .probe import linear_probe
+from .run_state import read_status
 from .tracking import METRICS, SUMMARY, write_json
 from .validation import UserError
 
@@ -75,7 +76,7 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     else:
         measured = _measure(folder, there, data, importance_samples)
         _keep(folder / CACHE, {"asked": asked, "measured": measured})
-    summary, status = _read_json(folder / SUMMARY), door.read_status(folder)
+    summary, status = _read_json(folder / SUMMARY), read_status(folder)
     return Run(
         folder=str(folder),
         data=title(data),

@@ -40,7 +40,6 @@ _LAYOUT = {
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-STATUS = "status.json"
 
 
 @value

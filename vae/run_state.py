@@ -1,0 +1,63 @@
+"""How a run stands, and who is at work on it: what its folder says beside the numbers."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from .files import write_atomically
+from .validation import UserError
+
+log = logging.getLogger(__name__)
+
+STATUS = "status.json"
+Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of a run folder; the lock dies with its owner.
+
+    Raises UserError where another one is in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no run folder")
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is at work on this run") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def discard(folder: Path) -> None:
+    """Removes a run folder that no run was made of."""
+    if folder.is_dir() and {file.name for file in folder.iterdir()} <= {_LOCK}:
+        (folder / _LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def write_status(folder: Path, status: Status, why: str | None = None) -> None:
+    """How a run stands, for whoever comes after; a full disk is no reason to end otherwise."""
+    try:
+        content = json.dumps({"status": status, "why": why}, indent=2) + "\n"
+        write_atomically(folder / STATUS, content.encode())
+    except OSError as error:
+        log.warning("%s cannot be written: %s", folder / STATUS, error)
+
+
+def read_status(folder: Path) -> Status | None:
+    """None where nothing, or nothing that can be read, is said."""
+    try:
+        return json.loads((folder / STATUS).read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
