@@ -246,6 +246,36 @@ def test_two_processes_do_not_share_a_run(tmp_path, inside):
         pass
 
 
+@pytest.mark.slow
+def test_evaluation_is_killed_and_given_again(whole, tmp_path):
+    runs = tmp_path / "runs"
+    for copy in range(4):
+        shutil.copytree(whole, runs / f"run{copy}")
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(runs), "--runs", "--format", "json"]
+    command += ["--importance-samples", "50"]
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        end, cached = time.monotonic() + 60, len(list(runs.glob("*/evaluation.json")))
+        while time.monotonic() < end and process.poll() is None:
+            if len(list(runs.glob("*/evaluation.json"))) > cached:
+                break
+        process.kill()
+        process.communicate()
+        for file in runs.glob("*/evaluation.json"):
+            json.loads(file.read_text())  # whole or not there
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (rows,) = json.loads(done.stdout).values()
+    numbers = [{k: v for k, v in row.items() if k not in ("run", "group")} for row in rows]
+    # The four are copies, so one of them counts, and it is what an undisturbed evaluation gives.
+    alone = tmp_path / "alone"
+    shutil.copytree(whole, alone)
+    command[2] = str(alone)
+    done = subprocess.run(command, capture_output=True, text=True)
+    (expected,) = json.loads(done.stdout).values()
+    assert numbers == [{k: v for k, v in expected[0].items() if k not in ("run", "group")}]
+
+
 # Broken files
 
 
