@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,18 @@ def trained(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return cwd / "sweep"
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """A door in this process, which has paid for importing torch: status, output and errors."""
+
+    def call(name: str, *words: object, cwd: Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        printed = capsys.readouterr()
+        return exit.value.code, printed.out, printed.err
+
+    return call

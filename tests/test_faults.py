@@ -5,12 +5,12 @@ import os
 import pickle
 import random
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,18 +63,9 @@ def train(*words: str, cwd: Path, **given) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def inside(monkeypatch, capsys):
-    """train.py in this process, which has paid for importing torch: status, output, errors."""
-
-    def call(*words: str, cwd: Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["train.py", *words])
-        with pytest.raises(SystemExit) as exit:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        printed = capsys.readouterr()
-        return exit.value.code, printed.out, printed.err
-
-    return call
+def inside(script):
+    """train.py in this process: its exit status, output and errors."""
+    return partial(script, "train.py")
 
 
 def status(run: Path) -> dict:

@@ -1,9 +1,8 @@
 """Run folders as evaluate.py meets them: two estimators and three seeds of a short sweep."""
 
 import json
-import runpy
 import shutil
-import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -36,17 +35,9 @@ def sweep(trained, tmp_path) -> Path:
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
-    """evaluate.py in this process: its exit status and what it printed."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
-        with pytest.raises(SystemExit) as exit:
-            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
-        printed = capsys.readouterr()
-        return exit.value.code, printed.out, printed.err
-
-    return call
+def evaluate(script, tmp_path):
+    """evaluate.py in this process: its exit status, output and errors."""
+    return partial(script, "evaluate.py", cwd=tmp_path)
 
 
 def first(sweep: Path) -> Path:
