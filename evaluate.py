@@ -69,12 +69,10 @@ def count(word: str) -> int:
 
 def main() -> int:
     arguments = parse()
-    import torch
-
-    torch.set_flush_denormal(True)
-
+    from vae import machine
     from vae.validation import UserError
 
+    machine.prepare()
     try:
         return (gradients if arguments.gradients else compare)(arguments)
     except UserError as error:  # what is wrong with one run is said of that run, and no end

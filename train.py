@@ -48,15 +48,12 @@ def run(config: DictConfig, folder: Path) -> None:
 
     Where the folder holds a part of the same run, that is gone on with.
     """
-    import torch
-
-    torch.set_flush_denormal(True)  # or Adam's decayed moments slow it down, by a third and more
-
-    from vae import checkpoint, door, run_state
+    from vae import checkpoint, door, machine, run_state
     from vae.environment import environment
     from vae.tracking import Tracker, write_json
     from vae.training import Diverged, train
 
+    machine.prepare()
     experiment = door.prepare(config, folder)
     device = experiment.data.train.images.device
     overrides = list(HydraConfig.get().overrides.task)

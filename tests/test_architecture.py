@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"validation", "files", "errors", "signals"},
+    {"validation", "files", "errors", "signals", "machine"},
     {"categorical", "schedules", "networks", "data", "tracking", "environment", "run_state"},
     {"estimators", "model", "optimizers"},
     {"objective"},

@@ -198,14 +198,26 @@ def test_noise_is_float32_or_better(dtype):
     assert noise.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize("end", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_noise_is_finite_where_the_exponential_is_zero(monkeypatch, dtype):
-    zeros = lambda self, lambd=1.0, *, generator=None: self.zero_()
-    monkeypatch.setattr(torch.Tensor, "exponential_", zeros)
+def test_noise_is_finite_where_the_uniform_is_at_its_end(monkeypatch, dtype, end):
+    monkeypatch.setattr(
+        torch, "rand", lambda shape, *, dtype, **_: torch.full(shape, end, dtype=dtype)
+    )
     noise = categorical.gumbel_noise(torch.zeros(B, N, K, dtype=dtype), 2)
     assert noise.isfinite().all()
-    assert noise.min() > 80  # what was 0 stays the smallest draw there is
+    assert noise.max() < -6 if end == 0 else noise.min() > 36  # the ends that there are
     assert_one_hot(categorical.sample(logits().to(dtype), 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rarest_categories_are_drawn(dtype):
+    """Of log-odds of 20 against 1 the tail of the noise decides: P(G > 18) is 1.5e-8 each."""
+    noise = categorical.gumbel_noise(torch.zeros(1, 1, dtype=dtype), 20_000_000)
+    rare = int((noise > 15).sum())
+    expected = 20_000_000 * -math.expm1(-math.exp(-15))
+    assert abs(rare - expected) < 5 * math.sqrt(expected)
+    assert len(noise[noise > 14].unique()) > 0.9 * len(noise[noise > 14])  # and no few values
 
 
 def test_a_generator_reproduces_and_leaves_the_global_stream_alone():

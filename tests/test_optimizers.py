@@ -1,6 +1,7 @@
 """Optimizers, as their yaml files describe them."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import nn
 
-from vae.optimizers import Adam, AdamW, RAdam
+from vae.optimizers import Adam, AdamW, RAdam, RectifiedAdam
 from vae.schedules import Constant, Linear
 
 YAML = Path(__file__).parents[1] / "configs" / "optimizer"
-TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RectifiedAdam}
 VALID = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
 every_optimizer = pytest.mark.parametrize("kind", [Adam, AdamW, RAdam])
@@ -80,6 +81,43 @@ def test_adamw_alone_decouples_the_decay(kind, decayed):
     p.grad = torch.full_like(p, 7.0)
     built.step()
     assert p.tolist() == pytest.approx([decayed] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("betas", [[0.9, 0.999], [0.5, 0.9], [0.0, 0.99]])
+def test_radam_is_that_of_torch(betas, decay):
+    """Through the steps before it is rectified, a changing rate, and steps that leave one out."""
+    torch.set_default_dtype(torch.float64)
+    ours, theirs = ([nn.Parameter(p.double()) for p in parameters()] for _ in range(2))
+    given = {"lr": 0.01, "betas": betas, "eps": 1e-3, "weight_decay": decay}
+    built = RAdam(**given).build(ours)
+    official = torch.optim.RAdam(theirs, **given | {"betas": tuple(betas)})
+    for step in range(40):
+        gradients = [torch.randn_like(p) for p in ours]
+        for optimizer, each in ((built, ours), (official, theirs)):
+            optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+            for p, gradient in zip(each, gradients, strict=True):
+                p.grad = gradient.clone()
+            optimizer.step()
+            assert optimizer.param_groups[0]["lr"] == 0.01 / (1 + step)
+            assert optimizer.param_groups[0]["eps"] == 1e-3
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_radam_goes_on_where_it_was_saved():
+    given, again = parameters(), parameters()
+    first, second = (RAdam(**VALID).build(each) for each in (given, again))
+    for step in range(12):
+        if step == 7:
+            second.load_state_dict(deepcopy(first.state_dict()))
+            for a, b in zip(given, again, strict=True):
+                b.data.copy_(a)
+        for optimizer, each in ((first, given), (second, again)):
+            for p in each:
+                p.grad = torch.full_like(p, 0.5 + step)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(given, again, strict=True))
 
 
 @every_optimizer
