@@ -9,11 +9,13 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"validation", "files", "errors", "signals", "machine"},
-    {"categorical", "schedules", "networks", "data", "tracking", "environment", "run_state"},
+    {"schedules"},
+    {"categorical", "networks", "data", "tracking", "environment", "run_state"},
     {"estimators", "model", "optimizers"},
     {"objective"},
-    {"evaluation", "pictures", "checkpoint"},
-    {"gradients"},
+    {"evaluation", "pictures", "checkpoint", "replicas"},
+    {"gradients", "step"},
+    {"trainee"},
     {"training", "comparison", "probe"},
     {"door", "figures"},
     {"runs"},

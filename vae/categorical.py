@@ -26,7 +26,7 @@ def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None
     shape = (samples, *logits.shape)
     uniform = torch.rand(shape, dtype=fine, device=logits.device, generator=generator)  # in [0, 1)
     info = torch.finfo(fine)
-    exponential = uniform.clamp_(info.tiny, 1 - info.eps / 2).log_().neg_()
+    exponential = uniform.clamp(info.tiny, 1 - info.eps / 2).log_().neg_()
     return exponential.to(torch.promote_types(logits.dtype, torch.float32)).log_().neg_()
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,9 +43,19 @@ def digest(run: Path, which: Which) -> str:
     return load(run, which)["digest"]
 
 
-def step(run: Path) -> int:
-    """The step at which a run stands; 0 where it has no checkpoint. Raises UserError."""
-    return load(run, "last")["step"] if exists(run, "last") else 0
+def common_step(runs: Sequence[Path]) -> int:
+    """The step at which runs that are kept one after the other stand together; 0 for none.
+
+    Where that was cut short, some are one checkpoint ahead, and have the one before. A run that
+    is further behind than that had left the others. Raises UserError.
+    """
+    steps = [[content["step"] for content in _versions(run, "last")] for run in runs]
+    newest = max(steps)
+    if not newest:
+        return 0
+    before = newest[1] if len(newest) > 1 else 0
+    current = [each[0] if each else 0 for each in steps]
+    return min(step for step in current if step >= before)
 
 
 def save(run: Path, which: Which, content: dict[str, Any]) -> None:
@@ -63,13 +74,22 @@ def save(run: Path, which: Which, content: dict[str, Any]) -> None:
     os.replace(scratch, file)
 
 
-def load(run: Path, which: Which) -> dict[str, Any]:
-    """What `save` wrote. Executes nothing that it reads.
+def load(run: Path, which: Which, step: int | None = None) -> dict[str, Any]:
+    """What `save` wrote last, or last up to a step. Executes nothing that it reads.
 
     Where the file is missing or damaged, the previous one, with a warning. Raises UserError where
     that is no better, or where the format is another.
     """
-    complaints = []
+    for content in _versions(run, which):
+        if step is None or content["step"] <= step:
+            return content
+    ahead = "" if step is None else f" of step {step} or before"
+    raise UserError(f"{run} has no {path(run, which).name}{ahead}: its first epoch never ended")
+
+
+def _versions(run: Path, which: Which) -> Iterator[dict[str, Any]]:
+    """The checkpoints that are there, the newest first. Raises UserError where none is whole."""
+    complaints, whole = [], False
     for file in (path(run, which), previous(run, which)):
         try:
             content = _read(file)
@@ -78,12 +98,12 @@ def load(run: Path, which: Which) -> dict[str, Any]:
         except (_Damaged, OSError) as error:
             complaints.append(f"{file} {error}")
             continue
-        if complaints:
+        if complaints and not whole:
             log.warning("%s; going back to %s", complaints[0], file.name)
-        return content
-    if complaints:
+        whole = True
+        yield content
+    if complaints and not whole:
         raise UserError("; ".join(complaints))
-    raise UserError(f"{run} has no {path(run, which).name}: its first epoch never ended")
 
 
 class _Damaged(Exception):

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .files import write_atomically
+from .schedules import Step
 from .validation import UserError, value
 
 Binarize = Literal["none", "threshold", "dynamic", "static"]
@@ -138,19 +139,58 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
+class Batches:
+    """Batches of training images, each replica's in an order of its own, one epoch after another.
+
+    Every batch is full: what is left of the permutation is not shown in this epoch. A replica
+    draws from its own generator only (on the data's device), so nothing else that is random
+    changes its batches, and neither do other replicas.
+    """
+
+    def __init__(
+        self, data: DataSet, batch_size: int, generators: Sequence[torch.Generator]
+    ) -> None:
+        self.generators, self.redraw = generators, data.redraw
+        self._images, self._size = data.train.images, batch_size
+        count, device = len(self._images), self._images.device
+        self._order = torch.zeros(len(generators), count, dtype=torch.long, device=device)
+        self._within = torch.arange(batch_size, device=device)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._order.shape[1] // self._size
+
+    def shuffle(self) -> None:
+        """A fresh order for each replica."""
+        for order, generator in zip(self._order, self.generators, strict=True):
+            torch.randperm(len(order), generator=generator, out=order)
+
+    def get(self, number: Step) -> Tensor:
+        """Images (R, B, D) in [0, 1] of a batch of the epoch, the first one's number being 0.
+
+        On a 0-dim tensor it does not synchronise the device. Where images are binarised each time
+        they are shown, each call draws them anew.
+        """
+        if isinstance(number, Tensor):
+            index = self._order.index_select(1, number * self._size + self._within)
+        else:
+            index = self._order[:, number * self._size : (number + 1) * self._size]
+        x = self._images.index_select(0, index.flatten())  # a fifth of the time of images[index]
+        x = to_float(x).unflatten(0, index.shape)
+        if not self.redraw:
+            return x
+        pairs = zip(x, self.generators, strict=True)
+        return torch.stack([torch.bernoulli(grey, generator=own) for grey, own in pairs])
+
+
 def training_batches(
     data: DataSet, batch_size: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """One epoch of batches (batch_size, D) in [0, 1], in a fresh order.
-
-    Every batch is full: what is left of the permutation is not shown in this epoch. Draws from
-    `generator` only (on the data's device), so nothing else that is random changes the batches.
-    """
-    images, device = data.train.images, data.train.images.device
-    order = torch.randperm(len(images), generator=generator, device=device)
-    for index in order[: len(order) // batch_size * batch_size].split(batch_size):
-        x = to_float(images.index_select(0, index))  # a fifth of the time that images[index] takes
-        yield torch.bernoulli(x, generator=generator) if data.redraw else x
+    """One epoch of batches (batch_size, D) in [0, 1], in a fresh order: see Batches."""
+    batches = Batches(data, batch_size, [generator])
+    batches.shuffle()
+    for number in range(len(batches)):
+        yield batches.get(number).squeeze(0)
 
 
 @value

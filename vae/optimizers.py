@@ -20,7 +20,12 @@ class Optimizer(ABC):
     lr: NonNegativeSchedule
 
     @abstractmethod
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer: ...
+    def build(
+        self, parameters: Iterable[nn.Parameter], on_device: bool = False
+    ) -> torch.optim.Optimizer:
+        """With `on_device` the learning rate is a tensor beside the parameters, to be written
+        into, so that a step on a CUDA device can be captured.
+        """
 
 
 @value
@@ -29,9 +34,11 @@ class _Moments(Optimizer):
     eps: Positive
     weight_decay: NonNegative
 
-    def _options(self) -> dict[str, object]:
+    def _options(self, parameters: list[nn.Parameter], on_device: bool) -> dict[str, object]:
+        lr, device = float(self.lr(0)), parameters[0].device
         return {
-            "lr": float(self.lr(0)),
+            "lr": torch.tensor(lr, device=device) if on_device else lr,
+            "capturable": on_device and device.type == "cuda",
             "betas": tuple(self.betas),
             "eps": self.eps,
             "weight_decay": self.weight_decay,
@@ -42,27 +49,36 @@ class _Moments(Optimizer):
 class Adam(_Moments):
     """Kingma & Ba (2015), https://arxiv.org/abs/1412.6980."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, **self._options(), fused=True)
+    def build(
+        self, parameters: Iterable[nn.Parameter], on_device: bool = False
+    ) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        return torch.optim.Adam(parameters, **self._options(parameters, on_device), fused=True)
 
 
 @value
 class AdamW(_Moments):
     """Loshchilov & Hutter (2019), https://arxiv.org/abs/1711.05101."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, **self._options(), fused=True)
+    def build(
+        self, parameters: Iterable[nn.Parameter], on_device: bool = False
+    ) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        return torch.optim.AdamW(parameters, **self._options(parameters, on_device), fused=True)
 
 
 @value
 class RAdam(_Moments):
     """Liu et al. (2020), https://arxiv.org/abs/1908.03265."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: Iterable[nn.Parameter], on_device: bool = False
+    ) -> torch.optim.Optimizer:
         parameters = list(parameters)
-        if all(p.device.type == "cpu" for p in parameters):
-            return RectifiedAdam(parameters, **self._options(), fused=True)
-        return torch.optim.RAdam(parameters, **self._options())
+        options = self._options(parameters, on_device)
+        if parameters[0].device.type == "cpu":
+            return RectifiedAdam(parameters, **options, fused=True)
+        return torch.optim.RAdam(parameters, **options, foreach=True)
 
 
 class RectifiedAdam(torch.optim.Adam):
@@ -101,3 +117,14 @@ def rectified(lr: float, eps: float, beta2: float, step: int) -> tuple[float, fl
 
 _VAST = 1e12
 """An eps that no root of a squared gradient reaches."""
+
+
+def restore(stepper: torch.optim.Optimizer, state: dict[str, object]) -> None:
+    """Moments and counts of a saved optimizer; where its rate and its steps live stays as built.
+
+    Raises ValueError where it is of other parameters.
+    """
+    built = [{k: v for k, v in g.items() if k != "params"} for g in stepper.param_groups]
+    stepper.load_state_dict(state)
+    for group, options in zip(stepper.param_groups, built, strict=True):
+        group.update(options)

@@ -14,6 +14,8 @@ metrics.jsonl holds no clock: two runs of the same command on the same CPU write
 
 import json
 import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -51,6 +53,47 @@ class Tracking:
     train_images: Count = Field(description="training images behind elbo/train, at most")
     projected: Whole = Field(description="test codes in the projector, at most; 0 for none")
     gradient_every: Whole = Field(description="epochs between measurements; 0 for none")
+
+
+_SPREAD = ("elbo", "rate", "distortion")
+
+
+class Spread:
+    """What replicas that differ in their seed alone have in common, as a run of its own.
+
+    Each curve's mean over them, under its own name; and of the bounds the mean less and plus one
+    standard deviation, which the custom-scalars tab shows as a band. A context manager.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        """Goes on after a step: what stands there of later ones is dropped. Raises OSError."""
+        self._writer = SummaryWriter(folder, purge_step=step + 1)
+        bands = [f"{name}/{split}" for name in _SPREAD for split in ("train", "valid")]
+        margin = {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in bands}
+        self._writer.add_custom_scalars({"mean and standard deviation over seeds": margin})
+
+    def __enter__(self) -> "Spread":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def scalars(self, step: int, lines: Sequence[dict[str, float]]) -> None:
+        """What each replica logs at the step."""
+        for name in lines[0]:
+            values = [line[name] for line in lines if name in line]
+            mean = statistics.fmean(values)
+            self._writer.add_scalar(name, mean, step)
+            if name.partition("/")[0] in _SPREAD and len(values) > 1:
+                deviation = statistics.stdev(values)
+                self._writer.add_scalar(f"{name}_low", mean - deviation, step)
+                self._writer.add_scalar(f"{name}_high", mean + deviation, step)
+        self._writer.flush()
 
 
 class Tracker:

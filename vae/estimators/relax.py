@@ -1,14 +1,15 @@
 """The score function with a relaxed sample for a control variate."""
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
 
 from ..categorical import conditional_gumbel, gradient_of, gumbel_noise, one_hot_argmax
 from ..schedules import Step
 from ..validation import Count, Positive, validated
 from .base import Estimator, Objective
+
+Parameters = dict[str, Tensor]
 
 
 class ControlVariate(Estimator):
@@ -22,29 +23,34 @@ class ControlVariate(Estimator):
     Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
     """
 
-    @abstractmethod
-    def control(self, z: Tensor, f: Objective) -> Tensor:
-        """c: perturbed log-probabilities (1, B, N, K) -> (B,)."""
+    control: nn.Module
+    """c: perturbed log-probabilities (1, B, N, K) and f -> (B,)."""
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
-        theta = logits.detach().requires_grad_()
-        log_p = theta.log_softmax(-1)
-        z = log_p + gumbel_noise(log_p, 1)  # (1, B, N, K)
-        b = one_hot_argmax(z.detach())
+        theta = logits.detach()
+        noise = gumbel_noise(theta, 1)
+        b = one_hot_argmax(theta.log_softmax(-1) + noise)  # (1, B, N, K)
         loss = f(b).squeeze(0)  # (B,)
-        c, c_given_b = self.control(z, f), self.control(conditional_gumbel(log_p, b), f)
-        (slope,) = torch.autograd.grad((c - c_given_b).sum(), theta, create_graph=True)
-        score = b.squeeze(0) - log_p.detach().exp()  # grad log q(b)
-        advantage = (loss.detach() - c_given_b)[:, None, None]
-        gradient = advantage * score + slope  # (B, N, K)
-        fit = self._fit(gradient.square().sum((-2, -1)).mean())
-        return loss + gradient_of((gradient.detach() * logits).sum((-2, -1))) + fit
+        score = b.squeeze(0) - theta.softmax(-1)  # grad log q(b)
 
-    def _fit(self, square: Tensor) -> Tensor:
-        """Zero, with the gradient of `square` in the parameters of c and in nothing else."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        slopes = torch.autograd.grad(square, parameters)
-        return sum(gradient_of(p * s).sum() for p, s in zip(parameters, slopes, strict=True))
+        def difference(theta: Tensor, own: Parameters) -> tuple[Tensor, Tensor]:
+            """c(z) - c(z'), and c(z') beside it."""
+            log_p = theta.log_softmax(-1)
+            c = functional_call(self.control, own, (log_p + noise, f))
+            c_given_b = functional_call(self.control, own, (conditional_gumbel(log_p, b), f))
+            return (c - c_given_b).sum(), c_given_b
+
+        def square(own: Parameters) -> tuple[Tensor, Tensor]:
+            """Of the estimate, mean over the batch, and the estimate (B, N, K) beside it."""
+            slope, c_given_b = grad(difference, has_aux=True)(theta, own)
+            estimate = (loss.detach() - c_given_b)[:, None, None] * score + slope
+            return estimate.square().sum((-2, -1)).mean(), estimate
+
+        own = dict(self.control.named_parameters())
+        with torch.no_grad():  # but for what grad asks for itself
+            slopes, estimate = grad(square, has_aux=True)(own)
+        fit = sum(gradient_of(own[name] * slope).sum() for name, slope in slopes.items())
+        return loss + gradient_of((estimate * logits).sum((-2, -1))) + fit
 
 
 class RelaxedObjective(nn.Module):
@@ -60,6 +66,21 @@ class RelaxedObjective(nn.Module):
         return self.scale * f((z / self.log_temperature.exp()).softmax(-1)).squeeze(0)
 
 
+class RelaxedObjectiveAndNetwork(RelaxedObjective):
+    """eta f(softmax(z / lambda)) + a network of z."""
+
+    def __init__(
+        self, latents: int, categories: int, hidden: int, temperature: float, scale: float
+    ) -> None:
+        super().__init__(temperature, scale)
+        self.network = nn.Sequential(
+            nn.Linear(latents * categories, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, z: Tensor, f: Objective) -> Tensor:
+        return super().forward(z, f) + self.network(z.squeeze(0).flatten(1)).squeeze(-1)
+
+
 class Rebar(ControlVariate):
     """The control variate is f itself, at the relaxed sample: c(z) = eta f(softmax(z / lambda)).
 
@@ -71,10 +92,7 @@ class Rebar(ControlVariate):
     @validated
     def __init__(self, temperature: Positive, scale: float) -> None:
         super().__init__()
-        self.relaxed = RelaxedObjective(temperature, scale)
-
-    def control(self, z: Tensor, f: Objective) -> Tensor:
-        return self.relaxed(z, f)
+        self.control = RelaxedObjective(temperature, scale)
 
 
 class Relax(ControlVariate):
@@ -88,10 +106,4 @@ class Relax(ControlVariate):
         self, latents: Count, categories: Count, hidden: Count, temperature: Positive, scale: float
     ) -> None:
         super().__init__()
-        self.relaxed = RelaxedObjective(temperature, scale)
-        self.network = nn.Sequential(
-            nn.Linear(latents * categories, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1)
-        )
-
-    def control(self, z: Tensor, f: Objective) -> Tensor:
-        return self.relaxed(z, f) + self.network(z.squeeze(0).flatten(1)).squeeze(-1)
+        self.control = RelaxedObjectiveAndNetwork(latents, categories, hidden, temperature, scale)
