@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import threading
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 if TYPE_CHECKING:
     from vae.door import Experiment
     from vae.tracking import Tracker
-    from vae.training import Trained
+    from vae.trainee import Run, Trained
 
 # No torch up here: --help and tab completion import this file.
 
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("method", lambda *choices: method(*choices), replace=True)
 OmegaConf.register_new_resolver("or_else", lambda given, other: given or other, replace=True)
+OmegaConf.register_new_resolver("seeds_of", lambda *given: seeds_of(*given), replace=True)
 OmegaConf.register_new_resolver("mark", lambda words: mark(words), replace=True)
 
 _statuses = [0]  # of the jobs so far: one that fails does not take the rest of a sweep with it
@@ -38,6 +41,13 @@ def method(objective: str, estimator: str | None) -> str:
     return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
 
 
+def seeds_of(seed: int, seeds: int | list[int] | None) -> str:
+    """seed0; of replicas seeds10 or seeds3-7."""
+    if seeds is None:
+        return f"seed{seed}"
+    return f"seeds{'-'.join(map(str, seeds)) if OmegaConf.is_list(seeds) else seeds}"
+
+
 def mark(overrides: str) -> str:
     """A few letters that stand for the overrides which no other part of a folder's name shows."""
     return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
@@ -46,67 +56,100 @@ def mark(overrides: str) -> str:
 def run(config: DictConfig, folder: Path) -> None:
     """Builds what the configuration names, trains it in `folder` and reports the test bounds.
 
-    Where the folder holds a part of the same run, that is gone on with.
+    Replicas are trained together, each in a folder of its own below. Where a folder holds a part
+    of the same run, that is gone on with. Raises Diverged where a run has, after the others.
     """
     from vae import checkpoint, door, machine, run_state
-    from vae.environment import environment
-    from vae.tracking import Tracker, write_json
-    from vae.training import Diverged, train
+    from vae.trainee import Diverged
+    from vae.training import train
 
     machine.prepare()
-    experiment = door.prepare(config, folder)
-    device = experiment.data.train.images.device
-    overrides = list(HydraConfig.get().overrides.task)
-    write_json(folder / "environment.json", {"overrides": overrides, **environment(device)})
-    run_state.write_status(folder, "running")
-    standing = checkpoint.step(folder)
-    if standing:
-        log.info("going on after step %d", standing)
-    status, why = "interrupted", None
-    try:
-        with Tracker(folder, standing) as tracker:
-            if not standing:
-                tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
-            trained = train(
+    experiments = door.prepare(config, folder)
+    first, folders = experiments[0], [experiment.folder for experiment in experiments]
+    with ExitStack() as stack:
+        for below in folders:
+            if below != folder:
+                stack.enter_context(run_state.locked(below))
+        standing = stack.enter_context(run_state.Standing(folders))
+        step = checkpoint.common_step(folders)
+        if step:
+            log.info("going on after step %d", step)
+        runs = tracked(experiments, folder, step, stack)
+        outcomes = train(runs, first.data, first.training, first.tracking)
+        rows, diverged = [], []
+        for experiment, own, outcome in zip(experiments, runs, outcomes, strict=True):
+            name = "" if experiment.folder == folder else f"{experiment.folder.name}: "
+            if isinstance(outcome, Diverged):
+                standing.says(experiment.folder, "diverged", str(outcome))
+                diverged.append(f"{name}{outcome}")
+                continue
+            measured = conclude(experiment, outcome, own.tracker)
+            rows += [{"model": name + words, **bounds} for words, bounds in measured.items()]
+            standing.says(experiment.folder, "finished")
+    if rows:
+        report(first, rows, folder)
+    if diverged:
+        raise Diverged("; ".join(diverged))
+
+
+def tracked(
+    experiments: "list[Experiment]", folder: Path, step: int, stack: ExitStack
+) -> "list[Run]":
+    """The runs that the experiments are, with what logs them open until the stack is closed."""
+    from vae.environment import environment
+    from vae.tracking import Spread, Tracker, write_json
+    from vae.trainee import Run
+
+    made_with = environment(experiments[0].data.train.images.device)
+    made_with = {"overrides": list(HydraConfig.get().overrides.task), **made_with}
+    alike = Counter(experiment.setting for experiment in experiments)
+    spreads = {
+        setting: stack.enter_context(Spread(folder / setting, step))
+        for setting, count in alike.items()
+        if count > 1
+    }
+    runs = []
+    for experiment in experiments:
+        write_json(experiment.folder / "environment.json", made_with)
+        tracker = stack.enter_context(Tracker(experiment.folder, step))
+        if not step:
+            tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
+        runs.append(
+            Run(
                 experiment.objective,
-                experiment.data,
                 experiment.optimizer,
-                experiment.training,
-                experiment.tracking,
                 tracker,
-                folder,
+                experiment.folder,
                 experiment.settings.seed,
+                spreads.get(experiment.setting),
             )
-            conclude(experiment, trained, tracker, folder)
-        status = "finished"
-    except Exception as error:
-        status, why = "diverged" if isinstance(error, Diverged) else "failed", str(error)
-        raise
-    finally:
-        run_state.write_status(folder, status, why)
+        )
+    return runs
 
 
 def conclude(
-    experiment: "Experiment", trained: "Trained", tracker: "Tracker", folder: Path
-) -> None:
-    """Measures the trained model; the numbers go to TensorBoard, a file and the terminal."""
-    import pandas as pd
-
-    from vae import comparison, door, evaluation, pictures
+    experiment: "Experiment", trained: "Trained", tracker: "Tracker"
+) -> dict[str, dict[str, float | None]]:
+    """Measures a trained model; the numbers go to TensorBoard and a file, and are returned."""
+    from vae import door, evaluation, pictures
     from vae.data import fixed_draw, to_float
     from vae.tracking import SUMMARY, write_json
 
     choices = HydraConfig.get().runtime.choices  # names of options say more than those of classes
     choices = {group: choices[group] for group in ("estimator", "objective")}
-    data, settings, model = experiment.data, experiment.settings, experiment.objective.model
-    device = data.train.images.device
-    test = {
-        which: evaluation.bounds(
-            door.load(folder, which).to(device), data.test.images, settings.importance_samples
-        )
-        for which in (["best"] if trained.best_epoch else []) + ["last"]
+    data, settings = experiment.data, experiment.settings
+    epochs = {"best": trained.best_epoch, "last": trained.epochs}
+    models = {
+        which: door.load(experiment.folder, which).to(data.train.images.device)
+        for which, epoch in epochs.items()
+        if epoch
     }
-    on_train = evaluation.evaluate(model, fixed_draw(data, data.train))
+    test = {
+        which: evaluation.bounds(model, data.test.images, settings.importance_samples)
+        for which, model in models.items()
+    }
+    last = models["last"]
+    on_train = evaluation.evaluate(last, fixed_draw(data, data.train))
     final = next(iter(test.values()))  # of the best model, where there is one
     after = trained.steps + 1  # a run that goes on, or that has to say this again, drops it
     tracker.results(
@@ -122,12 +165,12 @@ def conclude(
         shown = data.test.images[: experiment.tracking.projected]
         tracker.codes(
             after,
-            pictures.modes(model, shown),
+            pictures.modes(last, shown),
             data.test.labels[: len(shown)],
-            to_float(shown).unflatten(1, (1, *model.image_shape)),
+            to_float(shown).unflatten(1, (1, *last.image_shape)),
         )
     write_json(
-        folder / SUMMARY,
+        experiment.folder / SUMMARY,
         {
             "data": data.name,
             "test": test,
@@ -135,11 +178,22 @@ def conclude(
             **trained._asdict(),
         },
     )
-    epochs = {"best": trained.best_epoch, "last": trained.epochs}
-    rows = [{"model": f"{which} (epoch {epochs[which]})", **row} for which, row in test.items()]
-    table = {comparison.title(data): pd.DataFrame(rows)}
+    return {f"{which} (epoch {epochs[which]})": bounds for which, bounds in test.items()}
+
+
+def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path) -> None:
+    """The test bounds, a row a model, and where everything is."""
+    import pandas as pd
+
+    from vae import comparison
+
+    table = {comparison.title(experiment.data): pd.DataFrame(rows)}
     print(f"\n{comparison.render(table, 'table')}")
-    print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")
+    if experiment.folder == folder:
+        print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")
+    else:
+        print(f"\nRun folders: {folder}/*\nTo compare them: python evaluate.py {folder}")
+        print(f"To look at them: tensorboard --logdir {folder}")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -147,7 +201,7 @@ def job(config: DictConfig) -> None:
     """One run of a command line, or one job of a sweep."""
     from vae import door, run_state
     from vae.signals import Interrupted
-    from vae.training import Diverged
+    from vae.trainee import Diverged
     from vae.validation import UserError
 
     made = Path(HydraConfig.get().runtime.output_dir)

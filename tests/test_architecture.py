@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"validation", "files", "errors", "signals", "machine"},
+    {"validation", "files", "errors", "signals", "machine", "grid"},
     {"schedules"},
     {"categorical", "networks", "data", "tracking", "environment", "run_state"},
     {"estimators", "model", "optimizers"},

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, grid
 from .data import DataSet, Source
 from .errors import close_match, one_line
 from .estimators import Estimator
@@ -37,6 +37,9 @@ from .training import Training, check_measurable
 from .validation import Count, UserError, Whole, value
 
 CONFIG = "config.yaml"
+REPLICAS = "replicas.yaml"
+"""In place of a configuration, where the runs are replicas in folders below."""
+
 Config = DictConfig
 
 _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
@@ -69,36 +72,70 @@ class Experiment:
     tracking: Tracking
     settings: Settings
     config: dict[str, Any]  # resolved
+    folder: Path
+    setting: str  # what a replica shares with those that differ in their seed alone
 
 
 _GROUPS = ("data", "model", "estimator", "objective", "optimizer", "training", "tracking")
 
 
-def prepare(config: DictConfig, folder: Path) -> Experiment:
+def prepare(config: DictConfig, folder: Path) -> list[Experiment]:
     """Builds and checks all that a configuration names, and makes the folder a run of it.
 
-    Fills in `training.steps`, on which schedules may depend. Seeds torch. Reads the data last,
-    and writes nothing before. Where the folder holds a run it must be the same one. Raises
-    UserError, and Finished where there is nothing left to do.
+    Where `seeds` or lists of rates and temperatures ask for replicas, one experiment for each of
+    them, in folders below. Fills in `training.steps`, on which schedules may depend. Seeds torch.
+    Reads the data last, and writes nothing before. Where a folder holds a run it must be the same
+    one. Raises UserError, and Finished where there is nothing left to do.
     """
     config = config.copy()
     OmegaConf.set_struct(config, False)
     for key in _ABOUT_THE_FOLDER:
         config.pop(key, None)
+    try:
+        replicas = grid.replicas(OmegaConf.to_container(config))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    parts = [_parts(OmegaConf.create(replica.config)) for replica in replicas]
+    folders = [folder / replica.name for replica in replicas]
+    device = _device(parts[0]["settings"].device)
+    whole = None
+    if replicas[0].name:
+        _fill_in(config)
+        whole = OmegaConf.to_container(config, resolve=True)
+        _holds(folder, REPLICAS, whole)
+    finished = [
+        _holds(below, CONFIG, part["config"]) and read_status(below) == "finished"
+        for below, part in zip(folders, parts, strict=True)
+    ]
+    if all(finished):
+        raise Finished(f"{folder} is finished: nothing to do")
+    data = build(OmegaConf.create(parts[0]["config"]), "data", Source).load(device)
+    if whole is not None:
+        write_atomically(folder / REPLICAS, _yaml(whole))
+    experiments = []
+    for replica, below, part in zip(replicas, folders, parts, strict=True):
+        below.mkdir(exist_ok=True)
+        write_atomically(below / CONFIG, _yaml(part["config"]))
+        part["objective"].to(device)
+        experiments.append(Experiment(data, **part, folder=below, setting=replica.setting))
+    return experiments
+
+
+def _yaml(config: dict[str, Any]) -> bytes:
+    return OmegaConf.to_yaml(OmegaConf.create(config)).encode()
+
+
+def _parts(config: DictConfig) -> dict[str, Any]:
+    """All of an experiment that needs no data. Raises UserError."""
     for group in _GROUPS:
         if group == "estimator" and config.get(group) is None:
             continue  # not every objective takes one
         if not OmegaConf.is_dict(config.get(group)):
             raise UserError(f"{group} must be a group of keys, not {config.get(group)!r}")
     settings = _settings(config)
-    device = _device(settings.device)
+    _device(settings.device)
     torch.manual_seed(settings.seed)
-    source = build(config, "data", Source)
-    training = build(config, "training", Training)
-    try:
-        config.training.steps = training.total_steps(source.train_size)
-    except ValueError as error:
-        raise UserError(f"training.{error}") from error
+    training = _fill_in(config)
     model = build(config, "model", CategoricalVAE)
     objective = _objective(config, model)
     optimizer = build(config, "optimizer", Optimizer)
@@ -107,14 +144,25 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
         check_measurable(objective, tracking)
     except ValueError as error:
         raise UserError(str(error)) from error
-    resolved = OmegaConf.to_container(config, resolve=True)
-    if (folder / CONFIG).exists():
-        _check_same(flat(OmegaConf.to_container(read_config(folder))), flat(resolved), folder)
-    data = source.load(device)
-    write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
-    return Experiment(
-        data, objective.to(device), optimizer, training, tracking, settings, resolved
-    )
+    return {
+        "objective": objective,
+        "optimizer": optimizer,
+        "training": training,
+        "tracking": tracking,
+        "settings": settings,
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+
+
+def _fill_in(config: DictConfig) -> Training:
+    """Says in the configuration how many steps the whole run has. Raises UserError."""
+    source = build(config, "data", Source)
+    training = build(config, "training", Training)
+    try:
+        config.training.steps = training.total_steps(source.train_size)
+    except ValueError as error:
+        raise UserError(f"training.{error}") from error
+    return training
 
 
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
@@ -122,7 +170,7 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
 
     `training.epochs` may grow, and the schedules stay what they were. Raises UserError.
     """
-    config = read_config(folder)
+    config = read_config(folder, REPLICAS if (folder / REPLICAS).exists() else CONFIG)
     for override in overrides:
         key, _, word = override.partition("=")
         if key in _MAY_CHANGE:
@@ -139,8 +187,14 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     return config
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises UserError where a folder's run is another one, and Finished where it is done."""
+def _holds(folder: Path, name: str, config: dict[str, Any]) -> bool:
+    """Whether the folder holds this run at this length. Raises UserError where it is another."""
+    other = {CONFIG: REPLICAS, REPLICAS: CONFIG}[name]
+    if (folder / other).exists():
+        raise UserError(f"{folder} holds another run: it has a {other}, and no {name}")
+    if not (folder / name).exists():
+        return False
+    before, now = flat(OmegaConf.to_container(read_config(folder, name))), flat(config)
     grows = ("training.epochs", "training.steps")
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
@@ -149,9 +203,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> No
         if key in grows and None not in (old, new) and new > old:
             continue
         raise UserError(f"{folder} holds another run: its {key} is {old}, and not {new}")
-    finished = read_status(folder) == "finished"
-    if finished and all(before.get(key) == now.get(key) for key in grows):
-        raise Finished(f"{folder} is finished: nothing to do")
+    return all(before.get(key) == now.get(key) for key in grows)
 
 
 def build(config: DictConfig, key: str, kind: type = object, **extra: object) -> Any:
@@ -279,22 +331,23 @@ def load_data(config: DictConfig, root: str | None = None) -> DataSet:
     return build(config, "data", Source).load(torch.device("cpu"))
 
 
-def read_config(run: Path) -> DictConfig:
+def read_config(run: Path, name: str = CONFIG) -> DictConfig:
     """A run's resolved configuration. Raises UserError."""
+    file = run / name
     try:
-        config = OmegaConf.load(run / CONFIG)
+        config = OmegaConf.load(file)
     except OSError as error:
-        raise UserError(f"{run} is no run folder: it has no {CONFIG}") from error
+        raise UserError(f"{run} is no run folder: it has no {name}") from error
     except Exception as error:  # PyYAML and OmegaConf share no base class
-        raise UserError(f"{run / CONFIG} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{file} cannot be read: {_first_line(error)}") from error
     if not OmegaConf.is_dict(config):
-        raise UserError(f"{run / CONFIG} holds no configuration")
+        raise UserError(f"{file} holds no configuration")
     for key in ("data", "model"):
         if not OmegaConf.is_dict(config.get(key)) or "_target_" not in config[key]:
-            raise UserError(f"{run / CONFIG} names no {key}")
+            raise UserError(f"{file} names no {key}")
     for target in _targets(OmegaConf.to_container(config)):
         if not _is_ours(target):
-            raise UserError(f"{run / CONFIG} would build {target}, which is no part of a run")
+            raise UserError(f"{file} would build {target}, which is no part of a run")
     return config
 
 

@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 from filelock import FileLock, Timeout
@@ -53,6 +54,38 @@ def write_status(folder: Path, status: Status, why: str | None = None) -> None:
         write_atomically(folder / STATUS, content.encode())
     except OSError as error:
         log.warning("%s cannot be written: %s", folder / STATUS, error)
+
+
+class Standing:
+    """How each of several runs stands, on the disk at every moment. A context manager.
+
+    Entering says that all are running; leaving, that those are interrupted of which nothing else
+    was said, or failed where an exception ends it.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._running = list(folders)
+
+    def __enter__(self) -> "Standing":
+        for folder in self._running:
+            write_status(folder, "running")
+        return self
+
+    def says(self, folder: Path, status: Status, why: str | None = None) -> None:
+        self._running.remove(folder)
+        write_status(folder, status, why)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        failed = isinstance(error, Exception)  # no signal
+        for folder in self._running:
+            write_status(
+                folder, "failed" if failed else "interrupted", str(error) if failed else None
+            )
 
 
 def read_status(folder: Path) -> Status | None:
