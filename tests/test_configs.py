@@ -35,7 +35,8 @@ def _no_data(monkeypatch):
 
 
 def prepared(folder: Path, *overrides: str) -> door.Experiment:
-    return door.prepare(composed(*overrides), folder)
+    (experiment,) = door.prepare(composed(*overrides), folder)
+    return experiment
 
 
 @pytest.mark.parametrize("data", options("data"))

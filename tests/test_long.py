@@ -46,15 +46,15 @@ def train(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 def test_memory_does_not_grow_with_the_steps(train, monkeypatch):
-    import vae.training
+    import vae.trainee
 
-    seen, real = [], vae.training.evaluate
+    seen, real = [], vae.trainee.evaluate
 
     def watched(*given):
         seen.append(held())
         return real(*given)
 
-    monkeypatch.setattr(vae.training, "evaluate", watched)
+    monkeypatch.setattr(vae.trainee, "evaluate", watched)
     train("training.epochs=100", "hydra.run.dir=run")  # 200 steps an epoch, two measurements
     assert len(seen) == 200
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 20_000

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from vae.objective import NegativeELBO
 from vae.optimizers import Adam
 from vae.schedules import Linear
 from vae.tracking import Tracker, Tracking
-from vae.training import Diverged, Training, train
+from vae.trainee import Diverged, Run
+from vae.training import Training, train
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,14 @@ def adam(lr=1e-2) -> Adam:
 
 def trained(folder: Path, objective: NegativeELBO, data: DataSet, optimizer=None, **given):
     """Runs the loop; gives what it returns and the lines of metrics.jsonl."""
-    folder.mkdir(exist_ok=True)
+    ((done, lines),) = together([(folder, objective, optimizer or adam(), 0)], data, **given)
+    if isinstance(done, Diverged):
+        raise done
+    return done, lines
+
+
+def together(replicas: list[tuple], data: DataSet, **given) -> list[tuple]:
+    """Of each (folder, objective, optimizer, seed) what the loop returns, and its lines."""
     settings = {"epochs": 3, "batch_size": 20, "steps": None, "clip": None, "patience": None}
     tracking = Tracking(
         pictures_every=given.pop("pictures_every", 0),
@@ -59,11 +68,19 @@ def trained(folder: Path, objective: NegativeELBO, data: DataSet, optimizer=None
     )
     training = Training(**settings | {"precision": "float32"} | given)
     torch.manual_seed(3)
-    with Tracker(folder) as tracker:
-        done = train(
-            objective, data, optimizer or adam(), training, tracking, tracker, folder, seed=0
-        )
-    return done, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    folders = [replica[0] for replica in replicas]
+    with ExitStack() as stack:
+        runs = []
+        for folder, objective, optimizer, seed in replicas:
+            folder.mkdir(exist_ok=True)
+            tracker = stack.enter_context(Tracker(folder, checkpoint.common_step(folders)))
+            runs.append(Run(objective, optimizer, tracker, folder, seed))
+        done = train(runs, data, training, tracking)
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in folders]
+    return [
+        (outcome, [json.loads(line) for line in own])
+        for outcome, own in zip(done, lines, strict=True)
+    ]
 
 
 def weights(objective: NegativeELBO) -> torch.Tensor:
@@ -132,7 +149,7 @@ def test_clipping_bounds_the_step(tmp_path):
     """One plain gradient step of rate 1 is exactly as long as its clipped gradient."""
 
     class Descent(Adam):
-        def build(self, parameters):
+        def build(self, parameters, on_device=False):
             return torch.optim.SGD(parameters, lr=1.0)
 
     clipped = objective()

@@ -44,7 +44,7 @@ class Replicas:
             return
         try:
             parameters, buffers = stack_module_state(list(objectives))
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise ValueError(f"the replicas are not of one shape: {error}") from error
         for which, objective in enumerate(objectives):
             for stacked, own in (

@@ -58,8 +58,8 @@ class ReinforceMovingAverage(Estimator):
         baseline = self.average / self.seen.clamp_min(torch.finfo(self.seen.dtype).tiny)
         if self.training:
             mean = loss.detach().mean().to(self.average.dtype)
-            self.average.lerp_(mean, 1 - self.decay)
-            self.seen.lerp_(torch.ones_like(self.seen), 1 - self.decay)
+            self.average.mul_(self.decay).add_(mean * (1 - self.decay))
+            self.seen.mul_(self.decay).add_(1 - self.decay)
         advantage = (loss - baseline).detach()
         return (loss + gradient_of(advantage * log_prob(logits, z))).squeeze(0)
 
