@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import nn
 
-from vae.optimizers import Adam, AdamW, RAdam, RectifiedAdam
+from vae.optimizers import Adam, AdamW, RAdam
 from vae.schedules import Constant, Linear
 
 YAML = Path(__file__).parents[1] / "configs" / "optimizer"
-TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RectifiedAdam}
+TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
 VALID = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
 every_optimizer = pytest.mark.parametrize("kind", [Adam, AdamW, RAdam])
@@ -36,22 +36,23 @@ def test_every_yaml_is_tested():
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_a_yaml_builds_the_torch_class_with_its_settings(name):
+def test_a_yaml_has_the_settings_of_torch(name):
     config = settings(name)
-    built = instantiate(config, _convert_="all").build(parameters())
-    assert type(built) is TORCH[name]
-    assert built.defaults["lr"] == config["lr"]
-    assert built.defaults["betas"] == tuple(config["betas"])
-    assert built.defaults["eps"] == config["eps"]
-    assert built.defaults["weight_decay"] == config["weight_decay"]
+    (group,) = instantiate(config, _convert_="all").build(parameters()).param_groups
+    defaults = TORCH[name](parameters()).defaults
+    for key in ("betas", "eps", "weight_decay"):
+        assert group[key] == defaults[key]
+    assert group["lr"] == config["lr"] == 1e-3
 
 
 @pytest.mark.parametrize("name", TORCH)
 def test_every_setting_arrives(name):
     given = {"lr": 0.25, "betas": [0.5, 0.75], "eps": 0.125, "weight_decay": 0.375}
-    built = instantiate(settings(name) | given, _convert_="all").build(parameters())
+    (group,) = (
+        instantiate(settings(name) | given, _convert_="all").build(parameters()).param_groups
+    )
     expected = given | {"betas": (0.5, 0.75)}
-    assert {key: built.defaults[key] for key in given} == expected
+    assert {key: group[key] for key in given} == expected
 
 
 @every_optimizer
@@ -66,7 +67,8 @@ def test_it_goes_downhill(kind):
     given = parameters()
     built = kind(**VALID | {"lr": 0.1}).build(given)
     for _ in range(100):
-        built.zero_grad()
+        for p in given:
+            p.grad = None
         loss = sum(p.square().sum() for p in given)
         loss.backward()
         built.step()
@@ -83,26 +85,65 @@ def test_adamw_alone_decouples_the_decay(kind, decayed):
     assert p.tolist() == pytest.approx([decayed] * 3, rel=1e-6)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("betas", [[0.9, 0.999], [0.5, 0.9], [0.0, 0.99]])
-def test_radam_is_that_of_torch(betas, decay):
-    """Through the steps before it is rectified, a changing rate, and steps that leave one out."""
-    torch.set_default_dtype(torch.float64)
-    ours, theirs = ([nn.Parameter(p.double()) for p in parameters()] for _ in range(2))
+@pytest.mark.parametrize("name", TORCH)
+def test_it_is_that_of_torch(name, betas, decay, on_device):
+    """Through the steps before RAdam is rectified, and a changing rate."""
+    ours, theirs = (parameters() for _ in range(2))
     given = {"lr": 0.01, "betas": betas, "eps": 1e-3, "weight_decay": decay}
-    built = RAdam(**given).build(ours)
-    official = torch.optim.RAdam(theirs, **given | {"betas": tuple(betas)})
+    built = instantiate(settings(name) | given, _convert_="all").build(ours, on_device)
+    official = TORCH[name](theirs, **given | {"betas": tuple(betas)})
     for step in range(40):
         gradients = [torch.randn_like(p) for p in ours]
+        rate = 0.01 / (1 + step)
+        if on_device:
+            built.param_groups[0]["lr"].fill_(rate)
+        else:
+            built.param_groups[0]["lr"] = rate
+        official.param_groups[0]["lr"] = rate
         for optimizer, each in ((built, ours), (official, theirs)):
-            optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
             for p, gradient in zip(each, gradients, strict=True):
                 p.grad = gradient.clone()
             optimizer.step()
-            assert optimizer.param_groups[0]["lr"] == 0.01 / (1 + step)
-            assert optimizer.param_groups[0]["eps"] == 1e-3
+        assert built.param_groups[0]["lr"] == rate
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_it_goes_on_from_a_state_of_torch_and_torch_from_ours(name):
+    ours, theirs = (parameters() for _ in range(2))
+    config = settings(name)
+    built = instantiate(config, _convert_="all").build(ours)
+    official = TORCH[name](theirs, lr=config["lr"], weight_decay=config["weight_decay"])
+
+    def take(optimizer, each, gradient):
+        for p in each:
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+
+    for step in range(6):
+        take(official, theirs, 0.5 + step)
+    built.load_state_dict(official.state_dict())
+    for p, other in zip(ours, theirs, strict=True):
+        p.data.copy_(other.data)
+    for step in range(6):
+        if step == 3:
+            official.load_state_dict(deepcopy(built.state_dict()))
+        take(built, ours, 7.0 + step)
+        take(official, theirs, 7.0 + step)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_the_state_of_other_parameters_is_refused():
+    built = Adam(**VALID).build(parameters())
+    wider = [nn.Parameter(torch.ones(1)), *parameters()[1:]]
+    for other in (parameters()[:1], [*parameters(), *wider], wider):
+        with pytest.raises(ValueError, match="other parameters"):
+            built.load_state_dict(Adam(**VALID).build(other).state_dict())
 
 
 def test_radam_goes_on_where_it_was_saved():
@@ -131,7 +172,7 @@ def test_a_scheduled_learning_rate_starts_at_its_start(kind, start):
     schedule = Linear(start=start, end=1.0, steps=10)
     optimizer = kind(**VALID | {"lr": schedule})
     assert optimizer.lr is schedule
-    assert optimizer.build(parameters()).defaults["lr"] == start
+    assert optimizer.build(parameters()).param_groups[0]["lr"] == start
 
 
 WRONG = [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .data import Batches
 from .objective import TrainingObjective
-from .optimizers import Optimizer
+from .optimizers import Optimizer, Stepper
 from .replicas import Replicas
 from .schedules import Step
 
@@ -54,7 +54,7 @@ class TrainingStep:
         self._clip, self._precision, self._look = clip, precision, look
         self._clock, self._capture = clock, capture
         device = next(objectives[0].parameters()).device
-        self.steppers = [
+        self.steppers: list[Stepper] = [
             optimizer.build(objective.parameters(), on_device=clock == "device")
             for optimizer, objective in zip(optimizers, objectives, strict=True)
         ]

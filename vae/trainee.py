@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checkpoint, optimizers, pictures
+from . import checkpoint, pictures
 from .data import DataSet, digest, fixed_draw, to_float
 from .evaluation import Evaluation, evaluate
 from .gradients import gradient_quality, true_gradients
@@ -173,7 +173,7 @@ class Trainee:
             raise UserError(f"{file} was trained on other images than those that are here now")
         try:
             self.run.objective.load_state_dict(content["objective"])
-            optimizers.restore(self._take_step.steppers[self.which], content["optimizer"])
+            self._take_step.steppers[self.which].load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{file} is of another model or optimizer") from error
         progress = dict(content["progress"])
