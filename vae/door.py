@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, estimators
 from .data import DataSet, Source
 from .errors import close_match, one_line
 from .estimators import Estimator
@@ -30,8 +30,9 @@ from .model import CategoricalVAE
 from .networks import Networks
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
+from .published import OTHERS, TABLE, is_called
 from .run_state import read_status
-from .schedules import Schedule
+from .schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 from .tracking import Tracking
 from .training import Training, check_measurable
 from .validation import Count, UserError, Whole, value
@@ -56,6 +57,15 @@ class Settings:
     seed: Whole
     device: Literal["auto", "cpu", "cuda", "mps"]
     importance_samples: Count
+
+
+@value
+class Row:
+    """What an experiment may say of an estimator, and option files ask for."""
+
+    optimizer: Literal["Adam", "AdamW", "RAdam"] | None = None
+    lr: NonNegativeSchedule | None = None
+    temperature: PositiveSchedule | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
         config.training.steps = training.total_steps(source.train_size)
     except ValueError as error:
         raise UserError(f"training.{error}") from error
+    _check_published(config)
     model = build(config, "model", CategoricalVAE)
     objective = _objective(config, model)
     optimizer = build(config, "optimizer", Optimizer)
@@ -108,6 +119,7 @@ def prepare(config: DictConfig, folder: Path) -> Experiment:
     except ValueError as error:
         raise UserError(str(error)) from error
     resolved = OmegaConf.to_container(config, resolve=True)
+    resolved.pop(TABLE, None)  # what was picked from it stands where it is used
     if (folder / CONFIG).exists():
         _check_same(flat(OmegaConf.to_container(read_config(folder))), flat(resolved), folder)
     data = source.load(device)
@@ -361,8 +373,28 @@ def _restore(module: nn.Module, content: dict[str, Any], prefix: str, file: Path
         raise UserError(f"{file} holds another {part} than {CONFIG} names") from error
 
 
+def _check_published(config: DictConfig) -> None:
+    """Nothing in an experiment's table that no option file would ever ask for."""
+    if TABLE not in config:
+        return
+    table = config[TABLE]
+    if not OmegaConf.is_dict(table):
+        raise UserError(f"{TABLE} must be a table of estimators, not {table!r}")
+    for name in table:
+        if name != OTHERS and not any(is_called(known, name) for known in estimators.__all__):
+            raise UserError(f"{TABLE}.{name}: there is no such estimator")
+        if not OmegaConf.is_dict(table[name]):
+            raise UserError(f"{TABLE}.{name} must be a row of settings, not {table[name]!r}")
+        try:
+            Row(**build(table, name))
+        except ValidationError as error:
+            raise UserError(
+                _describe(error, f"{TABLE}.{name}.", Row, [*Row.__annotations__])
+            ) from error
+
+
 def _settings(config: DictConfig) -> Settings:
-    values = {key: value for key, value in config.items() if key not in _GROUPS}
+    values = {key: value for key, value in config.items() if key not in (*_GROUPS, TABLE)}
     try:
         return Settings(**values)
     except ValidationError as error:
