@@ -59,3 +59,20 @@ class RAdam(_Moments):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.RAdam(parameters, **self._options())  # torch has no fused one
+
+
+@value
+class SGD(Optimizer):
+    """Stochastic gradient descent with the momentum of Polyak (1964); 0 for none."""
+
+    momentum: Decay
+    weight_decay: NonNegative
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters,
+            lr=float(self.lr(0)),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
