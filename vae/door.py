@@ -35,7 +35,7 @@ from .run_state import read_status
 from .schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 from .tracking import Tracking
 from .training import Training, check_measurable
-from .validation import Count, UserError, Whole, value
+from .validation import Count, NonNegative, Positive, UserError, Whole, value
 
 CONFIG = "config.yaml"
 Config = DictConfig
@@ -63,9 +63,14 @@ class Settings:
 class Row:
     """What an experiment may say of an estimator, and option files ask for."""
 
-    optimizer: Literal["Adam", "AdamW", "RAdam"] | None = None
+    optimizer: Literal["Adam", "AdamW", "RAdam", "SGD"] | None = None
     lr: NonNegativeSchedule | None = None
+    warmup: Whole | None = None
     temperature: PositiveSchedule | None = None
+    start: Positive | None = None  # of a temperature that falls exponentially, and its rate
+    rate: NonNegative | None = None
+    prior_temperature: PositiveSchedule | None = None
+    inner_samples: Count | None = None
 
 
 @dataclass(frozen=True)

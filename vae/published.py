@@ -30,4 +30,12 @@ def is_called(target: str, name: str) -> bool:
     return target.rpartition(".")[2].lower() == name.replace("_", "")
 
 
+def by(value: object, choices: DictConfig) -> object:
+    """`${by:${categories},{2: 240, 4: 120}}`: what a setting is for one value of another."""
+    if value not in choices:
+        raise ValueError(f"{value} is none of {', '.join(map(str, choices))}")
+    return choices[value]
+
+
 OmegaConf.register_new_resolver(TABLE, published, replace=True)
+OmegaConf.register_new_resolver("by", by, replace=True)
