@@ -30,10 +30,12 @@ def is_called(target: str, name: str) -> bool:
     return target.rpartition(".")[2].lower() == name.replace("_", "")
 
 
-def by(value: object, choices: DictConfig) -> object:
-    """`${by:${categories},{2: 240, 4: 120}}`: what a setting is for one value of another."""
+def by(key: str, choices: DictConfig, *, _root_: DictConfig) -> object:
+    """`${by:categories,{2: 240, 4: 120}}`: what a setting is for one value of another."""
+    value = OmegaConf.select(_root_, key)
     if value not in choices:
-        raise ValueError(f"{value} is none of {', '.join(map(str, choices))}")
+        there = ", ".join(map(str, choices))
+        raise ValueError(f"{key}={value}: the experiment has settings for {there}")
     return choices[value]
 
 
