@@ -234,6 +234,8 @@ def _complain_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def main() -> int:
+    from vae import published  # noqa: F401  # a resolver; what imports this file must not need it
+
     threading.excepthook = _complain_of_thread
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and its errors are worded here
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vae import published  # noqa: F401  # what option files ask, also where no door is imported
+
 ROOT = Path(__file__).parents[1]
 TINY = [
     "data=mnist_5k",

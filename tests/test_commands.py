@@ -205,6 +205,8 @@ BAD = {
         ["objective=vimco", "tracking.gradient_every=1"],
         "tracking.gradient_every=1",
     ),
+    "no such arity": (["experiment=maddison_240", "categories=10"], "categories=10", "2, 4, 8"),
+    "unread table": (["+published.reinmx.lr=1"], "published.reinmx: there is no"),
     "foreign target": (["estimator._target_=vae.estimators.Nope"], "vae.estimators.Nope"),
     "wrong target": (["estimator._target_=vae.schedules.Constant", "~estimator.temperature"], ""),
 }

@@ -89,7 +89,9 @@ def tried(overrides: list[str], folder: Path) -> None:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         line = str(error) if isinstance(error, UserError) else one_line(error)
         assert line and "\n" not in line
-        keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+        chosen = any(override.startswith("experiment=") for override in overrides)
+        given = [*SMALL, *overrides] if chosen else overrides  # an experiment may not suit SMALL
+        keys = [override.lstrip("+~").partition("=")[0] for override in given]
         parts = {part for key in keys for part in key.replace("/", ".").split(".")}
         assert any(part in line for part in parts), line
         assert not list(folder.iterdir())

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import nn
 
-from vae.optimizers import Adam, AdamW, RAdam
+from vae.optimizers import SGD, Adam, AdamW, RAdam
 from vae.schedules import Constant, Linear
 
 YAML = Path(__file__).parents[1] / "configs" / "optimizer"
@@ -22,7 +22,7 @@ every_optimizer = pytest.mark.parametrize("kind", [Adam, AdamW, RAdam])
 
 
 def settings(name: str) -> dict[str, object]:
-    config = OmegaConf.to_container(OmegaConf.load(YAML / f"{name}.yaml"))
+    config = OmegaConf.to_container(OmegaConf.load(YAML / f"{name}.yaml"), resolve=True)
     del config["defaults"]
     return config
 
@@ -32,7 +32,8 @@ def parameters() -> list[nn.Parameter]:
 
 
 def test_every_yaml_is_tested():
-    assert sorted(file.stem for file in YAML.glob("*.yaml")) == sorted(TORCH)
+    others = {"sgd", "published"}  # below, and with the experiments
+    assert {file.stem for file in YAML.glob("*.yaml")} == {*TORCH, *others}
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -198,3 +199,29 @@ def test_a_missing_setting_is_refused(name):
     for kind in (Adam, AdamW, RAdam):
         with pytest.raises(ValidationError):
             kind(**{key: value for key, value in VALID.items() if key != name})
+
+
+def test_sgd_is_what_its_yaml_says():
+    built = instantiate(settings("sgd"), _convert_="all").build(parameters())
+    assert isinstance(built, torch.optim.SGD)
+    assert (built.defaults["lr"], built.defaults["momentum"]) == (1e-3, 0.9)
+    assert not built.defaults["weight_decay"] and not built.defaults["nesterov"]
+
+
+def test_sgd_keeps_its_momentum_and_decays():
+    p = nn.Parameter(torch.ones(3))
+    built = SGD(lr=0.1, momentum=0.5, weight_decay=0.25).build([p])
+    for _ in range(2):
+        p.grad = torch.full_like(p, 7.0)
+        built.step()
+    first = 1 - 0.1 * 7.25
+    second = first - 0.1 * (0.5 * 7.25 + 7 + 0.25 * first)
+    assert p.tolist() == pytest.approx([second] * 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}, {"betas": [0.9, 0.9]}]
+)
+def test_a_wrong_setting_of_sgd_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        SGD(**{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0} | wrong)

@@ -15,7 +15,7 @@ from vae.estimators import Exact, StraightThrough, StraightThroughGumbel
 from vae.model import CategoricalVAE
 from vae.networks import MLP, Conv
 from vae.objective import NegativeELBO, TrainingObjective
-from vae.optimizers import Adam, AdamW, RAdam
+from vae.optimizers import SGD, Adam, AdamW, RAdam
 from vae.replicas import OneOf, Replicas
 from vae.schedules import Constant, Linear
 from vae.step import TrainingStep
@@ -274,7 +274,7 @@ def test_a_batch_is_chosen_by_a_tensor_too():
 # The clock on the device
 
 
-@pytest.mark.parametrize("kind", [Adam, AdamW, RAdam])
+@pytest.mark.parametrize("kind", [Adam, AdamW, RAdam, SGD])
 @pytest.mark.parametrize("replicas", [1, R])
 def test_a_step_that_reads_its_clock_from_the_device_is_the_same(kind, replicas, stream):
     """Steps, rates and temperatures as tensors: what is captured on a GPU, here without one."""
@@ -284,7 +284,8 @@ def test_a_step_that_reads_its_clock_from_the_device_is_the_same(kind, replicas,
     def run(clock: str):
         make = lambda seed: NegativeELBO(model(seed), StraightThroughGumbel(temperature=ramp))
         objectives = [make(seed).double() for seed in range(replicas)]
-        optimizers = [kind(lr=lr, **MOMENTS)] * replicas
+        moments = {"momentum": 0.9, "weight_decay": 0.01} if kind is SGD else MOMENTS
+        optimizers = [kind(lr=lr, **moments)] * replicas
         feed = batches(images, range(replicas))
         step = TrainingStep(objectives, optimizers, feed, clip=1.0, clock=clock)
         step.begin(2, 1)

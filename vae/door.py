@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from torch import nn
 
-from . import checkpoint, grid
+from . import checkpoint, estimators, grid
 from .data import DataSet, Source
 from .errors import close_match, one_line
 from .estimators import Estimator
@@ -30,11 +30,12 @@ from .model import CategoricalVAE
 from .networks import Networks
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
+from .published import OTHERS, TABLE, is_called
 from .run_state import read_status
-from .schedules import Schedule
+from .schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 from .tracking import Tracking
 from .training import Training, check_measurable
-from .validation import Count, UserError, Whole, value
+from .validation import Count, NonNegative, Positive, UserError, Whole, value
 
 CONFIG = "config.yaml"
 REPLICAS = "replicas.yaml"
@@ -59,6 +60,20 @@ class Settings:
     seed: Whole
     device: Literal["auto", "cpu", "cuda", "mps"]
     importance_samples: Count
+
+
+@value
+class Row:
+    """What an experiment may say of an estimator, and option files ask for."""
+
+    optimizer: Literal["Adam", "AdamW", "RAdam", "SGD"] | None = None
+    lr: NonNegativeSchedule | None = None
+    warmup: Whole | None = None
+    temperature: PositiveSchedule | None = None
+    start: Positive | None = None  # of a temperature that falls exponentially, and its rate
+    rate: NonNegative | None = None
+    prior_temperature: PositiveSchedule | None = None
+    inner_samples: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ def prepare(config: DictConfig, folder: Path) -> list[Experiment]:
     whole = None
     if replicas[0].name:
         _fill_in(config)
-        whole = OmegaConf.to_container(config, resolve=True)
+        whole = _resolved(config)
         _holds(folder, REPLICAS, whole)
     finished = [
         _holds(below, CONFIG, part["config"]) and read_status(below) == "finished"
@@ -136,6 +151,7 @@ def _parts(config: DictConfig) -> dict[str, Any]:
     _device(settings.device)
     torch.manual_seed(settings.seed)
     training = _fill_in(config)
+    _check_published(config)
     model = build(config, "model", CategoricalVAE)
     objective = _objective(config, model)
     optimizer = build(config, "optimizer", Optimizer)
@@ -150,8 +166,14 @@ def _parts(config: DictConfig) -> dict[str, Any]:
         "training": training,
         "tracking": tracking,
         "settings": settings,
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": _resolved(config),
     }
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved.pop(TABLE, None)  # what was picked from it stands where it is used
+    return resolved
 
 
 def _fill_in(config: DictConfig) -> Training:
@@ -414,8 +436,28 @@ def _restore(module: nn.Module, content: dict[str, Any], prefix: str, file: Path
         raise UserError(f"{file} holds another {part} than {CONFIG} names") from error
 
 
+def _check_published(config: DictConfig) -> None:
+    """Nothing in an experiment's table that no option file would ever ask for."""
+    if TABLE not in config:
+        return
+    table = config[TABLE]
+    if not OmegaConf.is_dict(table):
+        raise UserError(f"{TABLE} must be a table of estimators, not {table!r}")
+    for name in table:
+        if name != OTHERS and not any(is_called(known, name) for known in estimators.__all__):
+            raise UserError(f"{TABLE}.{name}: there is no such estimator")
+        if not OmegaConf.is_dict(table[name]):
+            raise UserError(f"{TABLE}.{name} must be a row of settings, not {table[name]!r}")
+        try:
+            Row(**build(table, name))
+        except ValidationError as error:
+            raise UserError(
+                _describe(error, f"{TABLE}.{name}.", Row, [*Row.__annotations__])
+            ) from error
+
+
 def _settings(config: DictConfig) -> Settings:
-    values = {key: value for key, value in config.items() if key not in _GROUPS}
+    values = {key: value for key, value in config.items() if key not in (*_GROUPS, TABLE)}
     try:
         return Settings(**values)
     except ValidationError as error:

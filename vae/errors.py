@@ -21,7 +21,8 @@ def one_line(error: Exception) -> str:
         if siblings:
             return f"{key}: there is no such key{close_match(key.rpartition('.')[2], siblings)}"
         return f"{key}: {reason}"
-    return " ".join(message.split())
+    resolving = re.match(r"\w+ raised while resolving interpolation: (.*)", message)
+    return " ".join((resolving.group(1) if resolving else message).split())
 
 
 def close_match(given: str, known: Iterable[str]) -> str:

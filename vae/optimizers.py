@@ -37,6 +37,10 @@ class Optimizer(ABC):
         into, so that a step on a CUDA device can be captured.
         """
 
+    def _rate(self, parameters: list[nn.Parameter], on_device: bool) -> float | Tensor:
+        lr = float(self.lr(0))
+        return torch.tensor(lr, device=parameters[0].device) if on_device else lr
+
 
 @value
 class _Moments(Optimizer):
@@ -47,8 +51,8 @@ class _Moments(Optimizer):
     def _build(
         self, kind: "Kind", parameters: Iterable[nn.Parameter], on_device: bool
     ) -> "FusedAdam":
-        parameters, lr = list(parameters), float(self.lr(0))
-        rate = torch.tensor(lr, device=parameters[0].device) if on_device else lr
+        parameters = list(parameters)
+        rate = self._rate(parameters, on_device)
         return FusedAdam(kind, parameters, rate, tuple(self.betas), self.eps, self.weight_decay)
 
 
@@ -74,6 +78,34 @@ class RAdam(_Moments):
 
     def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
         return self._build("radam", parameters, on_device)
+
+
+@value
+class SGD(Optimizer):
+    """Stochastic gradient descent with the momentum of Polyak (1964); 0 for none."""
+
+    momentum: Decay
+    weight_decay: NonNegative
+
+    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedSGD":
+        parameters = list(parameters)
+        return FusedSGD(
+            parameters,
+            lr=self._rate(parameters, on_device),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+
+class FusedSGD(torch.optim.SGD):
+    """With a rate that stays where it was built, whatever is loaded."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rates = [group["lr"] for group in self.param_groups]
+        super().load_state_dict(state)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 Kind = Literal["adam", "adamw", "radam"]
