@@ -1,12 +1,15 @@
 """What the benchmarks share: processes of their own, their memory, and words on the machine."""
 
 import json
+import os
 import platform
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,20 @@ _EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def alone(*arguments: object, folder: str | None = None) -> Any:
-    """Runs this script again, with these arguments: the JSON of its last line of output."""
+    """Runs this script again, with these arguments: the JSON of its last line of output.
+
+    With byte-code in place from the second time on, as it is wherever Python may write it.
+    """
     command = [sys.executable, str(Path(sys.argv[0]).resolve()), *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=folder)
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": _bytecode().name}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it more than doubles the imports' time
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=folder, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@cache
+def _bytecode() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed at exit
 
 
 def peak_memory() -> float:
