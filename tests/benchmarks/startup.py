@@ -4,53 +4,69 @@
 
 Runs `python train.py data=mnist` in an empty folder, as a user would, with the images' cache in
 place and everything default: evaluation, logging, pictures and the final test bounds are on. The
-clock starts before the process does, and ends after the first step of an optimizer. torch and
-torch._dynamo, which torch's optimizers import when the first one is made, are imported a little
-earlier than `train.py` would, to be timed. Starts are warm: the first one, which fills the file
-cache and compiles to byte-code, stands in a line of its own.
+clock starts before the process does, and ends after the first step of an optimizer. The imports of
+torch and of torch._dynamo, which torch's optimizers import when the first one is made, are timed
+where they happen. Starts are warm: the first one, which fills the file cache and compiles to
+byte-code, is shown apart. CPU time is shown as well: on a busy machine it says more.
 """
 
 import argparse
-import importlib
+import builtins
 import json
 import os
 import runpy
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from types import ModuleType
+from typing import Any
 
 from common import alone, described, machine, peak_memory, table
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-MARKS = ("python", "torch", "dynamo", "first step", "last step", "end")
+IMPORTS = ("torch", "torch._dynamo")
+
+Mark = tuple[float, float, float]  # seconds, CPU seconds, peak MB
 
 
 def driven(began: float, until: str, overrides: list[str]) -> None:
-    """`train.py` in this process; then, by mark, seconds since `began` and peak memory so far."""
-    marks: dict[str, tuple[float, float]] = {}
+    """`train.py` in this process; then what its imports took, and where it stood at each mark."""
+    took: dict[str, tuple[float, float]] = {}
+    marks: dict[str, Mark] = {}
+    plain_import = builtins.__import__
 
     def mark(name: str) -> None:
-        marks[name] = time.monotonic() - began, peak_memory()
+        marks[name] = time.monotonic() - began, time.process_time(), peak_memory()
 
-    def leave() -> None:
-        print("\n" + json.dumps(marks), flush=True)
-        os._exit(0)
+    def watched_import(name: str, *rest: Any, **more: Any) -> ModuleType:
+        if name not in IMPORTS or name in sys.modules:
+            return plain_import(name, *rest, **more)
+        seconds, processor = time.monotonic(), time.process_time()
+        module = plain_import(name, *rest, **more)
+        took[name] = time.monotonic() - seconds, time.process_time() - processor
+        mark(f"import {name}")
+        if name == "torch":
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            register_optimizer_step_post_hook(stepped)
+        return module
 
     def stepped(*_: object) -> None:
+        if "first step" not in marks:
+            mark("first step")
+            if until == "first step":
+                leave()
         mark("last step")
-        marks.setdefault("first step", marks["last step"])
-        if until == "first step":
-            leave()
+
+    def leave() -> None:
+        print("\n" + json.dumps({"took": took, "marks": marks}), flush=True)
+        os._exit(0)
 
     mark("python")
-    importlib.import_module("torch")
-    mark("torch")
-    importlib.import_module("torch._dynamo")
-    mark("dynamo")
-    optimizers = importlib.import_module("torch.optim.optimizer")
-    optimizers.register_optimizer_step_post_hook(stepped)
+    builtins.__import__ = watched_import
     sys.argv, sys.path[0] = [str(TRAIN), *overrides], str(TRAIN.parent)
     try:
         runpy.run_path(str(TRAIN), run_name="__main__")
@@ -61,7 +77,7 @@ def driven(began: float, until: str, overrides: list[str]) -> None:
     leave()
 
 
-def train(until: str, root: Path, overrides: list[str]) -> dict[str, tuple[float, float]]:
+def train(until: str, root: Path, overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--root", root, "--until", until]
         words = ["data=mnist", f"data.root={root.resolve()}", *overrides]
@@ -82,30 +98,33 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def row(name: str, cold: Sequence[float], warm: Sequence[Sequence[float]]) -> list[str]:
+    seconds, processor = [one[0] for one in warm], [one[1] for one in warm]
+    numbers = cold[0], min(seconds), median(seconds), max(seconds), median(processor)
+    return [name, *(f"{number:.2f}" for number in numbers)]
+
+
 def main(arguments: argparse.Namespace) -> None:
     if arguments.until:
         driven(arguments.began, arguments.until, arguments.overrides)
     root, overrides = arguments.root, arguments.overrides
-    cold, *starts = [train("first step", root, overrides) for _ in range(arguments.starts + 1)]
+    cold, *warm = [train("first step", root, overrides) for _ in range(arguments.starts + 1)]
     whole = train("end", root, [f"training.epochs={arguments.epochs}", *overrides])
 
     print(f"{described(machine())}\n")  # imports torch, so nothing is measured after it
-    spans = {
-        "from the command to the first step": lambda marks: marks["first step"][0],
-        "of which importing torch": lambda marks: marks["torch"][0] - marks["python"][0],
-        "of which importing torch._dynamo": lambda marks: marks["dynamo"][0] - marks["torch"][0],
-    }
-    rows = []
-    for name, span in spans.items():
-        seconds = [span(marks) for marks in starts]
-        numbers = span(cold), min(seconds), median(seconds), max(seconds)
-        rows.append([name, *(f"{number:.2f}" for number in numbers)])
-    print(
-        table([f"seconds, {len(starts)} warm starts", "first start", "min", "median", "max"], rows)
-    )
-    marks = [name for name in MARKS if name in whole]
-    rows = [[name, *(f"{number:.1f}" for number in whole[name])] for name in marks]
-    print(f"\n{table([f'{arguments.epochs} epochs, until', 'seconds', 'peak MB so far'], rows)}")
+    first = [run["marks"]["first step"] for run in warm]
+    rows = [row("from the command to the first step", cold["marks"]["first step"], first)]
+    for name in cold["took"]:
+        took = [run["took"][name] for run in warm]
+        rows.append(row(f"of which importing {name}", cold["took"][name], took))
+    header = [f"seconds, {len(warm)} warm starts", "first start", "min", "median", "max"]
+    print(table([*header, "CPU, median"], rows))
+    rows = [
+        [name, *(f"{number:.1f}" for number in numbers)]
+        for name, numbers in whole["marks"].items()
+    ]
+    header = [f"{arguments.epochs} epochs, after", "seconds", "CPU seconds", "peak MB so far"]
+    print(f"\n{table(header, rows)}")
 
 
 if __name__ == "__main__":
