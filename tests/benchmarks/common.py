@@ -41,7 +41,7 @@ def peak_memory() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def machine() -> dict[str, object]:
+def hardware() -> dict[str, object]:
     """Versions, threads and the processor."""
     import torch
 
@@ -61,11 +61,11 @@ def machine() -> dict[str, object]:
     }
 
 
-def described(machine: dict[str, object]) -> str:
+def described(hardware: dict[str, object]) -> str:
     """One line of it."""
     return (
-        f"torch {machine['torch']}, Python {machine['python']}, {machine['threads']} threads, "
-        f"{machine['cpu']} ({', '.join(machine['extensions'])})"
+        f"torch {hardware['torch']}, Python {hardware['python']}, {hardware['threads']} threads, "
+        f"{hardware['cpu']} ({', '.join(hardware['extensions'])})"
     )
 
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import alone, described, machine, table
+from common import alone, described, hardware, table
 from torch import Tensor, nn
 
 SIZES = (784, 512, 256, 32)
@@ -38,7 +38,7 @@ IMAGES = 60_000
 
 def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
     """From the scalars of one epoch to those of the next; pictures come every tenth, so never."""
-    torch.set_flush_denormal(True)
+    from vae import machine
     from vae.data import Torchvision
     from vae.estimators import StraightThroughGumbel
     from vae.model import CategoricalVAE
@@ -46,6 +46,7 @@ def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
     from vae.objective import NegativeELBO
     from vae.optimizers import Adam
     from vae.tracking import Tracker, Tracking
+    from vae.trainee import Run
     from vae.training import Training, train
 
     class Clocked(Tracker):
@@ -55,30 +56,31 @@ def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
             super().scalars(step, epoch, values)
             ticks.append(time.perf_counter())
 
+    machine.prepare()
     ticks: list[float] = []
     data = Torchvision(dataset="MNIST", binarize="none", validation=0, root=root)
     networks = MLP(encoder_sizes=[512, 256], decoder_sizes=[256, 512], activation="relu")
     model = CategoricalVAE(networks, latents=LATENTS, categories=CATEGORIES)
+    training = Training(
+        epochs=epochs,
+        batch_size=batch_size,
+        steps=None,
+        clip=None,
+        patience=None,
+        precision=precision,
+    )
+    tracking = Tracking(
+        pictures_every=10, pictures=20, train_images=5000, projected=0, gradient_every=0
+    )
     with tempfile.TemporaryDirectory() as folder, Clocked(Path(folder)) as tracker:
-        train(
+        run = Run(
             NegativeELBO(model, StraightThroughGumbel(temperature=TEMPERATURE)),
-            data.load(torch.device("cpu")),
             Adam(lr=LEARNING_RATE, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0),
-            Training(
-                epochs=epochs,
-                batch_size=batch_size,
-                steps=None,
-                clip=None,
-                patience=None,
-                precision=precision,
-            ),
-            Tracking(
-                pictures_every=10, pictures=20, train_images=5000, projected=0, gradient_every=0
-            ),
             tracker,
             Path(folder),
             seed=0,
         )
+        train([run], data.load(torch.device("cpu")), training, tracking)
     return [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
 
 
@@ -281,7 +283,7 @@ def main(arguments: argparse.Namespace) -> None:
         root = str(arguments.root)
         print(json.dumps(contender.measure(root, cell.batch_size, cell.precision, epochs)))
         return
-    here, seconds = machine(), {cell: [] for cell in todo}
+    here, seconds = hardware(), {cell: [] for cell in todo}
     for number in range(arguments.rounds):
         for cell in todo if number % 2 == 0 else reversed(todo):
             seconds[cell].append(measure(cell, arguments))

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from common import alone, described, machine, peak_memory, table
+from common import alone, described, hardware, peak_memory, table
 
 
 class Case(NamedTuple):
@@ -36,13 +36,12 @@ CASES = (
 def measure(case: Case, root: str, images: int, samples: int) -> dict[str, float]:
     import torch
 
-    torch.set_flush_denormal(True)
-
-    from vae import evaluation
+    from vae import evaluation, machine
     from vae.data import Torchvision
     from vae.model import CategoricalVAE
     from vae.networks import MLP
 
+    machine.prepare()
     torch.manual_seed(0)
     networks = MLP(encoder_sizes=[512, 256], decoder_sizes=[256, 512], activation="relu")
     model = CategoricalVAE(networks, latents=case.latents, categories=case.categories)
@@ -90,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
             + [f"{megabytes:.0f}" for megabytes in memory]
             + [f"{measured[0]['value']:.4f}"]
         )
-    print(f"{described(machine())}; {options[0]:,} images, {options[1]:,} samples\n")
+    print(f"{described(hardware())}; {options[0]:,} images, {options[1]:,} samples\n")
     header = ["", "seconds, min", "median", "MB before", "peak MB", "nats"]
     print(table(header, rows))
 

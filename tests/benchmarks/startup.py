@@ -24,7 +24,7 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
-from common import alone, described, machine, peak_memory, table
+from common import alone, described, hardware, peak_memory, table
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 IMPORTS = ("torch", "torch._dynamo")
@@ -42,24 +42,33 @@ def driven(began: float, until: str, overrides: list[str]) -> None:
         marks[name] = time.monotonic() - began, time.process_time(), peak_memory()
 
     def watched_import(name: str, *rest: Any, **more: Any) -> ModuleType:
+        if name == "vae.training" and name not in sys.modules:
+            module = plain_import(name, *rest, **more)
+            watch_steps()
+            return module
         if name not in IMPORTS or name in sys.modules:
             return plain_import(name, *rest, **more)
         seconds, processor = time.monotonic(), time.process_time()
         module = plain_import(name, *rest, **more)
         took[name] = time.monotonic() - seconds, time.process_time() - processor
         mark(f"import {name}")
-        if name == "torch":
-            from torch.optim.optimizer import register_optimizer_step_post_hook
-
-            register_optimizer_step_post_hook(stepped)
         return module
 
-    def stepped(*_: object) -> None:
-        if "first step" not in marks:
-            mark("first step")
-            if until == "first step":
-                leave()
-        mark("last step")
+    def watch_steps() -> None:
+        from vae.step import TrainingStep
+
+        plain_step = TrainingStep.__call__
+
+        def step(self: TrainingStep, number: int, at: int) -> list[int]:
+            left_out = plain_step(self, number, at)
+            if "first step" not in marks:
+                mark("first step")
+                if until == "first step":
+                    leave()
+            mark("last step")
+            return left_out
+
+        TrainingStep.__call__ = step
 
     def leave() -> None:
         print("\n" + json.dumps({"took": took, "marks": marks}), flush=True)
@@ -111,7 +120,7 @@ def main(arguments: argparse.Namespace) -> None:
     cold, *warm = [train("first step", root, overrides) for _ in range(arguments.starts + 1)]
     whole = train("end", root, [f"training.epochs={arguments.epochs}", *overrides])
 
-    print(f"{described(machine())}\n")  # imports torch, so nothing is measured after it
+    print(f"{described(hardware())}\n")  # imports torch, so nothing is measured after it
     first = [run["marks"]["first step"] for run in warm]
     rows = [row("from the command to the first step", cold["marks"]["first step"], first)]
     for name in cold["took"]:
