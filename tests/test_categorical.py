@@ -44,6 +44,10 @@ def test_there_are_k_to_the_n_different_codes(latents, categories):
 # Densities
 
 
+def test_every_code_stands_where_its_index_says():
+    assert categorical.index_of(categorical.codes(3, 4)).tolist() == list(range(4**3))
+
+
 @pytest.mark.parametrize("scale", [0.0, 2.0, 50.0])
 def test_log_prob_sums_to_one_over_all_codes(scale):
     log_p = categorical.log_prob(logits(scale=scale), categorical.codes(N, K)[:, None])

@@ -162,6 +162,20 @@ def test_all_importance_samples_are_drawn_whatever_the_chunks(monkeypatch, image
     assert bound == pytest.approx(log_likelihood(flat, images), abs=1e-5)
 
 
+@pytest.mark.parametrize("samples", [1, 50])
+def test_codes_decoded_once_or_one_by_one_give_the_same_bound(monkeypatch, model, images, samples):
+    at_once = importance_weighted(model, images, samples)
+    monkeypatch.setattr(evaluation, "EXACT_LIMIT", 0)
+    assert importance_weighted(model, images, samples) == pytest.approx(at_once, abs=1e-4)
+
+
+def test_a_decoder_that_costs_is_asked_for_each_code_once(model, images):
+    decoded = []
+    model.decoder.register_forward_hook(lambda module, given, made: decoded.append(len(made)))
+    importance_weighted(model, images, 50)
+    assert sum(decoded) == K**N
+
+
 # Determinism and chunks
 
 

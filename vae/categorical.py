@@ -108,3 +108,10 @@ def codes(latents: int, categories: int, device: torch.device | str | None = Non
     digits = torch.arange(categories**latents, device=device)[:, None]
     powers = categories ** torch.arange(latents - 1, -1, -1, device=device)
     return one_hot(digits // powers % categories, categories)  # (K**N, N, K)
+
+
+def index_of(z: Tensor) -> Tensor:
+    """Where one-hot codes (..., N, K) stand among `codes`: (...)."""
+    latents, categories = z.shape[-2:]
+    powers = categories ** torch.arange(latents - 1, -1, -1, device=z.device)
+    return (z.argmax(-1) * powers).sum(-1)

@@ -25,7 +25,7 @@ CODE_TERMS = ("perplexity", "active", "entropy")
 
 _SEED = 30_000
 _IMAGES = 1_000  # encoded at once
-_ROWS = 10_000  # decoded at once: 30 MB of pixel logits
+_ROWS = 10_000  # codes at once: 30 MB of pixel logits
 _ACTIVE = 0.01
 
 
@@ -103,17 +103,25 @@ def importance_weighted(
     """The m-sample bound E[log 1/m sum_i p(x, z_i) / q(z_i | x)], z_i ~ q(z | x), at m = samples.
 
     A lower bound on log p(x) in expectation, no lower than the ELBO, rising with m. Costs m
-    decodes an image; memory does not grow with m.
+    decodes an image, or one of each code where that is less; memory does not grow with m.
     Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519, equation 8.
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device=images.device)
+    every = None
+    if can_enumerate(model) and model.categories**model.latents <= samples * len(images):
+        every = _EveryCode(model)
     for x in _batches(images, _IMAGES):
         logits = model.encode(x)
+        joint = None if every is None else every.joint_log_prob(x)  # (B, K**N)
         log_sum = torch.full((len(x),), -math.inf, device=x.device, dtype=logits.dtype)
         for chunk in _chunks(samples, max(1, _ROWS // len(x))):
-            z = categorical.sample(logits, chunk, generator)
-            log_weight = model.joint_log_prob(x, z) - categorical.log_prob(logits, z)
+            z = categorical.sample(logits, chunk, generator)  # (S, B, N, K)
+            if joint is None:
+                log_p = model.joint_log_prob(x, z)
+            else:
+                log_p = joint.gather(1, categorical.index_of(z).T).T
+            log_weight = log_p - categorical.log_prob(logits, z)
             log_sum = torch.logaddexp(log_sum, log_weight.logsumexp(0))
         total += log_sum.double().sum()
     return (total / len(images)).item() - math.log(samples)
@@ -121,6 +129,23 @@ def importance_weighted(
 
 def can_enumerate(model: CategoricalVAE) -> bool:
     return model.categories**model.latents <= EXACT_LIMIT
+
+
+class _EveryCode:
+    """All K**N codes, each decoded once, to be scored against images by a matrix product."""
+
+    def __init__(self, model: CategoricalVAE) -> None:
+        z = categorical.codes(model.latents, model.categories, model.prior_logits.device)
+        pixel_logits, constants = [], []
+        for part in z.split(_ROWS):
+            decoded = model.decode(part)  # (C, D)
+            pixel_logits.append(decoded)
+            constants.append(model.log_prior(part) - F.softplus(decoded, threshold=40).sum(-1))
+        self._pixel_logits, self._constants = torch.cat(pixel_logits), torch.cat(constants)
+
+    def joint_log_prob(self, x: Tensor) -> Tensor:
+        """log p(x, z): images (B, D) -> (B, K**N)."""
+        return torch.addmm(self._constants, x, self._pixel_logits.T)
 
 
 @torch.no_grad()
@@ -131,16 +156,10 @@ def log_likelihood(model: CategoricalVAE, images: Tensor) -> float:
     """
     if not can_enumerate(model):
         raise ValueError(f"{model.categories}**{model.latents} codes are more than {EXACT_LIMIT}")
-    z = categorical.codes(model.latents, model.categories, images.device)  # (K**N, N, K)
-    decoded = []
-    for part in z.split(_ROWS):
-        pixel_logits = model.decode(part)  # (C, D)
-        constant = model.log_prior(part) - F.softplus(pixel_logits, threshold=40).sum(-1)
-        decoded.append((pixel_logits, constant))
+    every = _EveryCode(model)
     total = torch.zeros((), dtype=torch.float64, device=images.device)
     for x in _batches(images, _IMAGES):
-        joint = [torch.addmm(constant, x, logits.T) for logits, constant in decoded]
-        total += torch.cat(joint, 1).logsumexp(1).double().sum()
+        total += every.joint_log_prob(x).logsumexp(1).double().sum()
     return (total / len(images)).item()
 
 
