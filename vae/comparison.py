@@ -27,7 +27,10 @@ BOUNDS = ("elbo", "importance_weighted", "log_likelihood")
 ENOUGH = 3
 """Seeds below which a group is flagged, and no interval is given."""
 
-_NO_SETTINGS = ("seed", "device", "importance_samples", "data.root", "tracking")
+_NO_SETTINGS = (
+    *("seed", "device", "training.capture", "data.root"),
+    *("importance_samples", "tracking"),
+)
 _RESAMPLES = 10_000
 _HEADS = {
     "elbo": "ELBO",

@@ -44,7 +44,8 @@ REPLICAS = "replicas.yaml"
 Config = DictConfig
 
 _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
-_MAY_CHANGE = ("training.epochs", "device", "data.root")
+_CHANGES_NOTHING = ("device", "data.root", "training.capture")  # of what is computed
+_MAY_CHANGE = ("training.epochs", *_CHANGES_NOTHING)
 
 
 class Finished(Exception):
@@ -220,7 +221,7 @@ def _holds(folder: Path, name: str, config: dict[str, Any]) -> bool:
     grows = ("training.epochs", "training.steps")
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
-        if old == new or key in ("device", "data.root"):
+        if old == new or key in _CHANGES_NOTHING:
             continue
         if key in grows and None not in (old, new) and new > old:
             continue
