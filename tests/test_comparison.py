@@ -28,6 +28,7 @@ def run(
         status=status,
         measured={"last": numbers},
         steps=100,
+        objective=120.0 + seed,
         seconds=2.5,
     )
 
@@ -260,3 +261,10 @@ def test_a_title_says_what_was_measured():
 
 def test_a_title_says_where_a_bound_bounds_no_likelihood():
     assert title(data(binary=False)) == f"{title(data(binary=True))} (grey pixels: no likelihood)"
+
+
+def test_what_training_minimised_stands_beside_the_bounds():
+    table = group_table(only([run(seed=0), run(seed=2)]))
+    assert table["objective"].tolist() == [121.0]
+    assert table["objective_std"].tolist() == pytest.approx([2**0.5])
+    assert readable(table)["training objective"].tolist() == ["121.00 ± 1.41"]

@@ -40,6 +40,7 @@ _HEADS = {
     "log_likelihood": "log p(x)",
     "accuracy": "probe accuracy",
     "nll": "probe nll",
+    "objective": "training objective",
 }
 
 
@@ -54,6 +55,7 @@ class Run:
     seed: int
     status: str  # finished, or why not
     measured: dict[Model, dict[str, float | None]]  # of its best and its last model
+    objective: float | None  # what training minimised, mean over its last epoch
     steps: int | None
     seconds: float | None
 
@@ -248,6 +250,8 @@ def group_table(
             row["difference"] = paired.mean() if len(paired) else math.nan
             row["difference_low"], row["difference_high"] = interval(paired)
             row["pairs"] = len(paired)
+        objectives = pd.Series([run.objective for run in each.runs], dtype=float)
+        row["objective"], row["objective_std"] = objectives.mean(), objectives.std()
         row["seconds"] = _mean_of([run.seconds for run in each.runs])
         row["steps"] = _mean_of([run.steps for run in each.runs])
         rows.append(row | {"note": each.note()})
@@ -259,7 +263,7 @@ def run_table(groups: list[Group], model: Model | None = None) -> pd.DataFrame:
     rows = [
         {"run": run.folder, "group": each.label, "seed": run.seed}
         | (run.numbers(model) or {})
-        | {"seconds": run.seconds, "steps": run.steps}
+        | {"objective": run.objective, "seconds": run.seconds, "steps": run.steps}
         for each in groups
         for run in each.runs
     ]
@@ -278,7 +282,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         column = table[name]
         if column.isna().all() or (column.astype(str) == "").all():
             continue
-        if name in BOUNDS:
+        if name in (*BOUNDS, "objective"):
             column = _joined(table, name, " ± ", [f"{name}_std"])
         elif name in ("best_seed", "worst_seed", "steps"):
             column = column.map(lambda value: "-" if pd.isna(value) else f"{value:.0f}")

@@ -85,6 +85,7 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
         seed=config.seed,
         status=_ENDED.get(status, "unfinished") if status or not summary else "finished",
         measured=measured,
+        objective=_last_objective(folder),
         steps=summary.get("steps"),
         seconds=summary.get("seconds"),
     )
@@ -98,6 +99,11 @@ def metrics(folder: Path) -> pd.DataFrame:
         return pd.DataFrame()
     except ValueError as error:
         raise UserError(f"{folder / METRICS} cannot be read: {error}") from error
+
+
+def _last_objective(folder: Path) -> float | None:
+    lines = metrics(folder)
+    return None if lines.empty else float(lines["objective/loss"].iloc[-1])
 
 
 class MeasuredGradients(NamedTuple):
