@@ -264,7 +264,7 @@ def test_a_title_says_where_a_bound_bounds_no_likelihood():
 
 
 def test_what_training_minimised_stands_beside_the_bounds():
-    table = group_table(only([run(seed=0), run(seed=2)]))
+    table = comparison.group_table(only([run(seed=0), run(seed=2)]))
     assert table["objective"].tolist() == [121.0]
     assert table["objective_std"].tolist() == pytest.approx([2**0.5])
     assert readable(table)["training objective"].tolist() == ["121.00 ± 1.41"]
