@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"validation", "files", "errors", "signals"},
-    {"categorical", "schedules", "networks", "data", "tracking", "environment", "run_state"},
+    {"categorical", "schedules", "networks", "data", "tracking", "environment"},
     {"estimators", "model", "optimizers"},
     {"objective"},
-    {"evaluation", "pictures", "checkpoint"},
+    {"evaluation", "pictures", "checkpoint", "run_state"},
     {"gradients"},
     {"training", "comparison", "probe"},
     {"door", "figures"},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from .files import write_atomically
+from .tracking import SUMMARY
 from .validation import UserError
 
 log = logging.getLogger(__name__)
@@ -59,5 +61,19 @@ def read_status(folder: Path) -> Status | None:
     """None where nothing, or nothing that can be read, is said."""
     try:
         return json.loads((folder / STATUS).read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def score(folder: Path) -> float | None:
+    """The ELBO that a search maximises; of a finished run, from its summary.
+
+    That of the best epoch on validation images; where none are held out, that of the training
+    images at the end. None where it is no number, or none that can be read.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        elbo = summary["best_elbo"] if summary["best_epoch"] else summary["train"]["elbo"]
+        return elbo if math.isfinite(elbo) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

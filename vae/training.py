@@ -67,6 +67,7 @@ class Trained(NamedTuple):
     epochs: int
     steps: int
     best_epoch: int | None  # by validation ELBO; None where no images are held out
+    best_elbo: float | None  # that ELBO
     seconds: float
 
 
@@ -222,7 +223,10 @@ def train(
             if interruption.requested is not None:
                 interruption.leave()
     bar.close()
-    return Trained(progress.epoch - 1, progress.step, progress.best_epoch, progress.seconds)
+    best_elbo = progress.best if progress.best_epoch else None
+    return Trained(
+        progress.epoch - 1, progress.step, progress.best_epoch, best_elbo, progress.seconds
+    )
 
 
 def _named(values: dict[str, float], pattern: str) -> dict[str, float]:
