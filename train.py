@@ -1,9 +1,10 @@
 """Trains a categorical VAE: `python train.py estimator=straight_through data=mnist_5k`.
 
-`python train.py --help` lists what can be chosen, and every key with its default.
+`python train.py --help` lists what can be chosen, and every key with its default. With `-m`, the
+jobs of a sweep, which Hydra's launchers run here, over the cores or on a cluster; a job answers
+with the number that a search maximises, its validation ELBO.
 """
 
-import hashlib
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,30 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OmegaConf.register_new_resolver("method", lambda *choices: method(*choices), replace=True)
-OmegaConf.register_new_resolver("or_else", lambda given, other: given or other, replace=True)
-OmegaConf.register_new_resolver("seeds_of", lambda *given: seeds_of(*given), replace=True)
-OmegaConf.register_new_resolver("mark", lambda words: mark(words), replace=True)
-
-_statuses = [0]  # of the jobs so far: one that fails does not take the rest of a sweep with it
-
-
-def method(objective: str, estimator: str | None) -> str:
-    """What a run folder is called after: the estimator, and any objective but the ELBO."""
-    return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
-
-
-def seeds_of(seed: int, seeds: int | list[int] | None) -> str:
-    """seed0; of replicas seeds10 or seeds3-7."""
-    if seeds is None:
-        return f"seed{seed}"
-    return f"seeds{'-'.join(map(str, seeds)) if OmegaConf.is_list(seeds) else seeds}"
-
-
-def mark(overrides: str) -> str:
-    """A few letters that stand for the overrides which no other part of a folder's name shows."""
-    return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
-
 
 def run(config: DictConfig, folder: Path) -> None:
     """Builds what the configuration names, trains it in `folder` and reports the test bounds.
@@ -59,10 +37,13 @@ def run(config: DictConfig, folder: Path) -> None:
     Replicas are trained together, each in a folder of its own below. Where a folder holds a part
     of the same run, that is gone on with. Raises Diverged where a run has, after the others.
     """
+    from tqdm import tqdm
+
     from vae import checkpoint, door, machine, run_state
     from vae.trainee import Diverged
     from vae.training import train
 
+    tqdm.set_lock(threading.RLock())  # a semaphore, its default, outlives a process that is killed
     machine.prepare()
     experiments = door.prepare(config, folder)
     first, folders = experiments[0], [experiment.folder for experiment in experiments]
@@ -197,13 +178,18 @@ def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def job(config: DictConfig) -> None:
-    """One run of a command line, or one job of a sweep."""
+def job(config: DictConfig) -> float | None:
+    """One run of a command line, or one job of a sweep, perhaps in a process of its own.
+
+    Returns the run's score, or None where there is none: then it has failed.
+    """
     from vae import door, run_state
     from vae.signals import Interrupted
     from vae.trainee import Diverged
     from vae.validation import UserError
 
+    threading.excepthook = _complain_of_thread
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     made = Path(HydraConfig.get().runtime.output_dir)
     folder = made if config.resume is None else Path(config.resume)
     try:
@@ -214,13 +200,33 @@ def job(config: DictConfig) -> None:
     except door.Finished as finished:
         print(finished)
     except (UserError, Diverged, OSError) as error:
-        _complain(f"{folder}: {error}" if isinstance(error, OSError) else str(error))
-        _statuses.append(2 if isinstance(error, UserError) else 1)
+        why = f"{folder}: {error}" if isinstance(error, OSError) else str(error)
+        status = 2 if isinstance(error, UserError) else 1
+        if not sweeping:
+            _complain(why)
+            sys.exit(status)
+        log.error(why)  # the sweep goes on, and says it again at its end
+        _record(status, why)
+        return None
     except Interrupted as interrupted:
         _complain(str(interrupted))
         sys.exit(interrupted.status)
+    except Exception as error:  # searches go on after it
+        if sweeping:
+            _record(1, f"{type(error).__name__}: {error}")
+        raise
     finally:
         run_state.discard(made)  # Hydra made it before anything was checked
+    return run_state.score(folder)
+
+
+def _record(status: int, why: str) -> None:
+    """For the process that started the sweep and exits with the highest status of its jobs."""
+    from vae import sweep
+
+    config = HydraConfig.get()
+    failure = sweep.Failure(status, why, list(config.overrides.task))
+    sweep.record(Path(config.sweep.dir), config.job.num, failure)
 
 
 def _complain(message: str) -> None:
@@ -234,32 +240,49 @@ def _complain_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def main() -> int:
-    from vae import published  # noqa: F401  # a resolver; what imports this file must not need it
+    from vae import signals, sweep
 
-    threading.excepthook = _complain_of_thread
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and its errors are worded here
+    status = 0
     try:
-        job()
+        with signals.raising():
+            job()
     except (HydraException, OmegaConfBaseException) as error:
         from vae.errors import one_line
 
         _complain(one_line(error))
         return 2
     except ValueError as error:
-        if "Config group override" not in str(error):
+        if str(error).startswith("No trials are completed"):
+            _complain("no run of this search has a score")
+            status = 1
+        elif "Config group override" in str(error):
+            configs = Path(__file__).parent / "configs"
+            groups = [word for word in sys.argv[1:] if (configs / word.partition("=")[0]).is_dir()]
+            wrong = ", ".join(groups)
+            _complain(f"{wrong}: a group takes the name of an option, as in estimator=reinmax")
+            return 2
+        else:
             raise
-        configs = Path(__file__).parent / "configs"
-        groups = [word for word in sys.argv[1:] if (configs / word.partition("=")[0]).is_dir()]
-        wrong = ", ".join(groups)
-        _complain(f"{wrong}: a group takes the name of an option, as in estimator=reinmax")
-        return 2
+    except RuntimeError as error:
+        why = sweep.lost(error)
+        if why is None:
+            raise
+        _complain(why)
+        return 1
     except OSError as error:  # of the folder that Hydra makes for a run
         _complain(str(error))
         return 1
+    except signals.Interrupted as interrupted:
+        _complain(str(interrupted))
+        return interrupted.status
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _complain("interrupted; run it again to go on")
         return 130
-    return max(_statuses)
+    failures = sweep.failures()
+    for number, failure in failures.items():
+        _complain(f"#{number}: {failure.why}")
+    return max([status, *(failure.status for failure in failures.values())])
 
 
 if __name__ == "__main__":

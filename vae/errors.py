@@ -7,13 +7,19 @@ from collections.abc import Iterable
 from hydra.errors import MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+_EXTRAS = {"submitit_local": "cluster", "submitit_slurm": "cluster", "optuna": "search"}
+
 
 def one_line(error: Exception) -> str:
     """What is wrong with the command line or a yaml, and the nearest thing that would be right."""
     message = str(error)
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option}: there is no such option{close_match(option, error.options)}"
+        if option in _EXTRAS:
+            return f"{group}={option} is in an extra: pip install -e '.[{_EXTRAS[option]}]'"
+        if error.options:
+            near = close_match(option, error.options)
+            return f"{group}={option}: there is no such option{near}"
     unknown = re.match(r"Could not (?:override|append) '([^'@]+)[^']*'\.?\s*(.*)", message)
     if unknown:
         key, reason = unknown.groups()

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import statistics
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from .files import write_atomically
+from .tracking import SUMMARY
 from .validation import UserError
 
 log = logging.getLogger(__name__)
@@ -92,5 +95,27 @@ def read_status(folder: Path) -> Status | None:
     """None where nothing, or nothing that can be read, is said."""
     try:
         return json.loads((folder / STATUS).read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def score(folder: Path) -> float | None:
+    """The ELBO that a search maximises; of a finished run, from its summary.
+
+    That of the best epoch on validation images; where none are held out, that of the training
+    images at the end. Of replicas, the mean. None where it is no number, or none that can be read.
+    """
+    summaries = [folder / SUMMARY]
+    if not summaries[0].exists():
+        summaries = list(folder.glob(f"*/{SUMMARY}"))
+    try:
+        elbos = []
+        for file in summaries:
+            summary = json.loads(file.read_bytes())
+            elbos.append(
+                summary["best_elbo"] if summary["best_epoch"] else summary["train"]["elbo"]
+            )
+        mean = statistics.fmean(elbos)
+        return mean if math.isfinite(mean) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,9 +2,11 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-_ASKING = ["SIGINT", "SIGTERM", "SIGUSR1"]  # by name: not every system has all
+_ASKING = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"]  # by name: not every system has all
 
 
 class Interrupted(BaseException):
@@ -59,3 +61,24 @@ class Interruption:
     def _restore(self) -> None:
         for number, before in self._before.items():
             signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """While it is entered, a signal that would end the process raises Interrupted instead.
+
+    A process that waits for others ends them on an exception; killed, it would leave them behind.
+    """
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    numbers = [getattr(signal, name) for name in _ASKING if hasattr(signal, name)]
+    deadly = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, strike)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)

@@ -30,6 +30,7 @@ class Trained(NamedTuple):
     epochs: int
     steps: int
     best_epoch: int | None  # by validation ELBO; None where no images are held out
+    best_elbo: float | None  # that ELBO
     seconds: float
 
 
@@ -87,7 +88,7 @@ class Trainee:
         self._model = run.objective.model
         self._schedules = {"lr": run.optimizer.lr, **run.objective.schedules()}
         self._codes: Evaluation | None = None  # of the last epoch
-        self._ended = Trained(0, 0, None, 0.0)
+        self._ended = Trained(0, 0, None, None, 0.0)
 
     def waited(self, clock: Clock) -> int:
         """Whole epochs since the best one."""
@@ -146,7 +147,7 @@ class Trainee:
         """Writes a checkpoint. `batches` is the state of their generator at the start of the epoch
         that runs.
         """
-        self._ended = Trained(clock.epoch - 1, clock.step, self.best_epoch, clock.seconds)
+        self._end(clock)
         content: dict[str, Any] = {
             "objective": self._state(),
             "step": clock.step,
@@ -181,8 +182,14 @@ class Trainee:
         self.best, self.best_epoch = progress.pop("best"), progress.pop("best_epoch")
         self.skipped = progress.pop("skipped")
         clock = Clock(**progress)
-        self._ended = Trained(clock.epoch - 1, clock.step, self.best_epoch, clock.seconds)
+        self._end(clock)
         return clock
+
+    def _end(self, clock: Clock) -> None:
+        best_elbo = self.best if self.best_epoch else None
+        self._ended = Trained(
+            clock.epoch - 1, clock.step, self.best_epoch, best_elbo, clock.seconds
+        )
 
     def _state(self) -> dict[str, Tensor]:
         """A replica's tensors are slices of a stack, which would be saved whole with each."""

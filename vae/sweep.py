@@ -1,0 +1,87 @@
+"""What a sweep's jobs share, in whatever process and on whatever machine they run: how their
+folders are named, and word of those that failed.
+
+Launchers send the jobs' callbacks along, `Failures` among them, and a process that unpickles it
+has imported this file: that is how the names below are known to it. Imports no torch.
+"""
+
+import hashlib
+import json
+import shutil
+import traceback
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from . import published  # noqa: F401  # the resolvers of published settings
+from .files import write_atomically
+
+FAILED = "failed"
+
+
+def method(objective: str, estimator: str | None) -> str:
+    """What a run folder is called after: the estimator, and any objective but the ELBO."""
+    return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
+
+
+def seeds_of(seed: int, seeds: int | list[int] | None) -> str:
+    """seed0; of replicas seeds10 or seeds3-7."""
+    if seeds is None:
+        return f"seed{seed}"
+    return f"seeds{'-'.join(map(str, seeds)) if OmegaConf.is_list(seeds) else seeds}"
+
+
+def mark(overrides: str) -> str:
+    """A few letters that stand for the overrides which no other part of a folder's name shows."""
+    return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
+
+
+OmegaConf.register_new_resolver("method", method, replace=True)
+OmegaConf.register_new_resolver("seeds_of", seeds_of, replace=True)
+OmegaConf.register_new_resolver("or_else", lambda given, other: given or other, replace=True)
+OmegaConf.register_new_resolver("mark", mark, replace=True)
+
+
+class Failure(NamedTuple):
+    status: int  # that a run of its own would have exited with
+    why: str
+    overrides: list[str]
+
+
+class Failures(Callback):
+    """Remembers where the sweep of this process is, and forgets what failed in it before."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Failures.folder = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Failures.folder = Path(config.hydra.sweep.dir)
+        shutil.rmtree(Failures.folder / FAILED, ignore_errors=True)
+
+
+def record(sweep: Path, job: int, failure: Failure) -> None:
+    """Leaves word of a failed job in the sweep's folder. Raises OSError."""
+    (sweep / FAILED).mkdir(exist_ok=True)
+    content = json.dumps(failure._asdict(), indent=2) + "\n"
+    write_atomically(sweep / FAILED / f"{job}.json", content.encode())
+
+
+def failures() -> dict[int, Failure]:
+    """The failed jobs of the sweep that this process started, by number."""
+    if Failures.folder is None:
+        return {}
+    files = (Failures.folder / FAILED).glob("*.json")
+    found = {int(file.stem): Failure(**json.loads(file.read_bytes())) for file in files}
+    return dict(sorted(found.items()))
+
+
+def lost(error: RuntimeError) -> str | None:
+    """A launcher's own complaint in one line: no such cluster, or a job whose process died."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals["__name__"].partition(".")[0] not in ("joblib", "submitit"):
+        return None
+    return " ".join(str(error).partition("---")[0].split())
