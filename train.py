@@ -45,17 +45,14 @@ def run(config: DictConfig, folder: Path) -> None:
 
     tqdm.set_lock(threading.RLock())  # a semaphore, its default, outlives a process that is killed
     machine.prepare()
-    experiments = door.prepare(config, folder)
-    first, folders = experiments[0], [experiment.folder for experiment in experiments]
     with ExitStack() as stack:
-        for below in folders:
-            if below != folder:
-                stack.enter_context(run_state.locked(below))
+        experiments = door.prepare(config, folder, stack)
+        first, folders = experiments[0], [experiment.folder for experiment in experiments]
+        steps = checkpoint.steps(folders)
         standing = stack.enter_context(run_state.Standing(folders))
-        step = checkpoint.common_step(folders)
-        if step:
-            log.info("going on after step %d", step)
-        runs = tracked(experiments, folder, step, stack)
+        if max(steps):
+            log.info("going on after step %d", max(steps))
+        runs = tracked(experiments, folder, steps, stack)
         outcomes = train(runs, first.data, first.training, first.tracking)
         rows, diverged = [], []
         for experiment, own, outcome in zip(experiments, runs, outcomes, strict=True):
@@ -74,7 +71,7 @@ def run(config: DictConfig, folder: Path) -> None:
 
 
 def tracked(
-    experiments: "list[Experiment]", folder: Path, step: int, stack: ExitStack
+    experiments: "list[Experiment]", folder: Path, steps: list[int], stack: ExitStack
 ) -> "list[Run]":
     """The runs that the experiments are, with what logs them open until the stack is closed."""
     from vae.environment import environment
@@ -85,12 +82,12 @@ def tracked(
     made_with = {"overrides": list(HydraConfig.get().overrides.task), **made_with}
     alike = Counter(experiment.setting for experiment in experiments)
     spreads = {
-        setting: stack.enter_context(Spread(folder / setting, step))
+        setting: stack.enter_context(Spread(folder / setting, max(steps)))
         for setting, count in alike.items()
         if count > 1
     }
     runs = []
-    for experiment in experiments:
+    for experiment, step in zip(experiments, steps, strict=True):
         write_json(experiment.folder / "environment.json", made_with)
         tracker = stack.enter_context(Tracker(experiment.folder, step))
         if not step:

@@ -1,5 +1,6 @@
 """Every option of every group composes, is checked and can be built."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def _no_data(monkeypatch):
 
 
 def prepared(folder: Path, *overrides: str) -> door.Experiment:
-    (experiment,) = door.prepare(composed(*overrides), folder)
+    (experiment,) = door.prepare(composed(*overrides), folder, ExitStack())
     return experiment
 
 

@@ -156,7 +156,7 @@ def killed_at_random(whole: Path, cwd: Path, kills: int, seed: int) -> None:
     moment, run, done = random.Random(seed), cwd / "run", 0
     for _ in range(kills):
         process = start(*EPOCHS, "hydra.run.dir=run", cwd=cwd)
-        before = checkpoint.common_step([run]) if (run / "last.pt").exists() else 0
+        before = checkpoint.steps([run])[0]
         epochs = before // 40 + 1
         if epochs < 5 and moment.random() < 0.7:  # inside training or the writing that follows it
             wait_for_steps(run, epochs)

@@ -82,7 +82,7 @@ def tried(overrides: list[str], folder: Path) -> None:
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose("train", [*SMALL, *overrides])
-        (experiment,) = door.prepare(config, folder)
+        (experiment,) = door.prepare(config, folder, contextlib.ExitStack())
     except ValueError as error:  # Hydra's, where a group is given a number; train.py words it
         assert "Config group override" in str(error)
         return

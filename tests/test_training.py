@@ -70,10 +70,10 @@ def together(replicas: list[tuple], data: DataSet, **given) -> list[tuple]:
     torch.manual_seed(3)
     folders = [replica[0] for replica in replicas]
     with ExitStack() as stack:
-        runs = []
-        for folder, objective, optimizer, seed in replicas:
+        runs, steps = [], checkpoint.steps(folders)
+        for (folder, objective, optimizer, seed), step in zip(replicas, steps, strict=True):
             folder.mkdir(exist_ok=True)
-            tracker = stack.enter_context(Tracker(folder, checkpoint.common_step(folders)))
+            tracker = stack.enter_context(Tracker(folder, step))
             runs.append(Run(objective, optimizer, tracker, folder, seed))
         done = train(runs, data, training, tracking)
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in folders]

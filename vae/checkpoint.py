@@ -43,19 +43,38 @@ def digest(run: Path, which: Which) -> str:
     return load(run, which)["digest"]
 
 
-def common_step(runs: Sequence[Path]) -> int:
-    """The step at which runs that are kept one after the other stand together; 0 for none.
+def steps(runs: Sequence[Path]) -> list[int]:
+    """The step from which each of several runs that are kept one after the other goes on.
 
-    Where that was cut short, some are one checkpoint ahead, and have the one before. A run that
-    is further behind than that had left the others. Raises UserError.
+    Where that was cut short, some are one checkpoint ahead, and have the one before: they go on
+    together from there, from 0 where one has none. A run that had left the others, as their
+    checkpoints say, is behind. Raises UserError where they stand apart without.
     """
-    steps = [[content["step"] for content in _versions(run, "last")] for run in runs]
-    newest = max(steps)
-    if not newest:
-        return 0
-    before = newest[1] if len(newest) > 1 else 0
-    current = [each[0] if each else 0 for each in steps]
-    return min(step for step in current if step >= before)
+    kept = [
+        {each["step"]: each.get("left", []) for each in _versions(run, "last")} for run in runs
+    ]
+    left_at = {step: left for versions in kept for step, left in versions.items()}
+    if not left_at:
+        return [0] * len(runs)
+    left = left_at[max(left_at)]
+    common = min(
+        max(own, default=0) for run, own in zip(runs, kept, strict=True) if run.name not in left
+    )
+    if not common:
+        return [0] * len(runs)
+    left = left_at[common]
+    found = []
+    for run, own in zip(runs, kept, strict=True):
+        if run.name in left:
+            found.append(max((step for step in own if step <= common), default=0))
+        elif common in own:
+            found.append(common)
+        else:
+            raise UserError(
+                f"{run} has gone on alone, and left the others behind at step {common}: "
+                "they can each go on alone, too"
+            )
+    return found
 
 
 def save(run: Path, which: Which, content: dict[str, Any]) -> None:
@@ -85,6 +104,19 @@ def load(run: Path, which: Which, step: int | None = None) -> dict[str, Any]:
             return content
     ahead = "" if step is None else f" of step {step} or before"
     raise UserError(f"{run} has no {path(run, which).name}{ahead}: its first epoch never ended")
+
+
+def rewind(run: Path, step: int) -> None:
+    """Puts what was kept up to a step in the place of what was kept later, or is damaged.
+
+    What is kept next then leaves it whole, as the one before.
+    """
+    for which in WHICH:
+        for content in _versions(run, which):
+            if content["step"] <= step:
+                if content["file"] != path(run, which):
+                    os.replace(content["file"], path(run, which))
+                break
 
 
 def _versions(run: Path, which: Which) -> Iterator[dict[str, Any]]:
@@ -122,4 +154,4 @@ def _read(file: Path) -> dict[str, Any]:
         raise _Damaged(f"is damaged or no checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{file} is of another format than {_FORMAT}")
-    return content | {"digest": digest.hex()}
+    return content | {"digest": digest.hex(), "file": file}

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from .networks import Networks
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
 from .published import OTHERS, TABLE, is_called
-from .run_state import read_status
+from .run_state import locked, read_status
 from .schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 from .tracking import Tracking
 from .training import Training, check_measurable
@@ -95,13 +96,14 @@ class Experiment:
 _GROUPS = ("data", "model", "estimator", "objective", "optimizer", "training", "tracking")
 
 
-def prepare(config: DictConfig, folder: Path) -> list[Experiment]:
+def prepare(config: DictConfig, folder: Path, locks: ExitStack) -> list[Experiment]:
     """Builds and checks all that a configuration names, and makes the folder a run of it.
 
     Where `seeds` or lists of rates and temperatures ask for replicas, one experiment for each of
-    them, in folders below. Fills in `training.steps`, on which schedules may depend. Seeds torch.
-    Reads the data last, and writes nothing before. Where a folder holds a run it must be the same
-    one. Raises UserError, and Finished where there is nothing left to do.
+    them, in folders below, locked until `locks` is closed. Fills in `training.steps`, on which
+    schedules may depend. Seeds torch. Reads the data last, and writes nothing before. Where a
+    folder holds a run it must be the same one. Raises UserError, and Finished where there is
+    nothing left to do.
     """
     config = config.copy()
     OmegaConf.set_struct(config, False)
@@ -127,10 +129,12 @@ def prepare(config: DictConfig, folder: Path) -> list[Experiment]:
         raise Finished(f"{folder} is finished: nothing to do")
     data = build(OmegaConf.create(parts[0]["config"]), "data", Source).load(device)
     if whole is not None:
+        for below in folders:
+            below.mkdir(exist_ok=True)
+            locks.enter_context(locked(below))
         write_atomically(folder / REPLICAS, _yaml(whole))
     experiments = []
     for replica, below, part in zip(replicas, folders, parts, strict=True):
-        below.mkdir(exist_ok=True)
         write_atomically(below / CONFIG, _yaml(part["config"]))
         part["objective"].to(device)
         experiments.append(Experiment(data, **part, folder=below, setting=replica.setting))

@@ -64,10 +64,14 @@ def _seeds(seeds: object, first: object) -> list[Any] | None:
 
 
 def _distinct(key: str, values: list[Any]) -> list[Any]:
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        raise ValueError(f"{key}={values}: a list of replicas takes numbers")
     if not values or len({_word(value) for value in values}) < len(values):
         raise ValueError(f"{key}={values}: a list of replicas needs values that differ")
     return values
 
 
-def _word(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _word(value: float) -> str:
+    """As short as it can be without being another number's."""
+    short = f"{value:g}"
+    return short if float(short) == value else str(value)

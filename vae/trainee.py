@@ -102,7 +102,7 @@ class Trainee:
         """Takes note of a step that was no number and was not taken."""
         if on_nan == "skip":
             self.skipped += 1
-        elif self.diverged is None:
+        else:
             self._diverge(clock)
 
     def measure(self, clock: Clock, gradient_every: int) -> dict[str, float] | None:
@@ -143,9 +143,11 @@ class Trainee:
         tracker.picture(step, "code_usage", pictures.usage(codes.usage))
         tracker.histogram(step, "latent/code_usage", codes.usage * model.categories)
 
-    def keep(self, which: checkpoint.Which, clock: Clock, batches: Tensor) -> None:
+    def keep(
+        self, which: checkpoint.Which, clock: Clock, batches: Tensor, left: Sequence[str] = ()
+    ) -> None:
         """Writes a checkpoint. `batches` is the state of their generator at the start of the epoch
-        that runs.
+        that runs, `left` names the replicas that no longer take part.
         """
         self._end(clock)
         content: dict[str, Any] = {
@@ -161,6 +163,7 @@ class Trainee:
                 "optimizer": self._take_step.steppers[self.which].state_dict(),
                 "progress": asdict(clock) | own | {"sums": sums},
                 "batches": batches,
+                "left": list(left),
                 "random": torch.get_rng_state(),
             }
             if sums.device.type == "cuda":
@@ -219,17 +222,21 @@ def restore(
 ) -> Clock:
     """Where the runs' checkpoints stand together; a fresh start where there are none.
 
-    A replica whose checkpoint is an older one had left the others, and stays as it was then.
-    Raises UserError.
+    A replica that had left the others stays as it was then. Raises UserError.
     """
-    common = checkpoint.common_step([trainee.run.folder for trainee in trainees])
-    clock = Clock()
-    for trainee, generator in zip(trainees, generators, strict=True) if common else ():
-        content = checkpoint.load(trainee.run.folder, "last", common)
+    steps = checkpoint.steps([trainee.run.folder for trainee in trainees])
+    clock, common = Clock(), max(steps)
+    for trainee, generator, step in zip(trainees, generators, steps, strict=True):
+        if not step:
+            if common:
+                trainee.diverged = Diverged("it had diverged in its first epoch")
+            continue
+        checkpoint.rewind(trainee.run.folder, step)
+        content = checkpoint.load(trainee.run.folder, "last")
         own = trainee.restore(content)
-        if own.step < common:
+        if step < common:
             if trainee.waited(own) < patience:
-                trainee.diverged = Diverged(f"it had diverged after step {own.step}")
+                trainee.diverged = Diverged(f"it had diverged after step {step}")
             continue
         clock = own
         generator.set_state(content["batches"])

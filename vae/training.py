@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -102,6 +102,9 @@ def train(
     def going() -> list[Trainee]:
         return [m for m in members if m.diverged is None and m.waited(clock) < patience]
 
+    def names_without(taking: Collection[Trainee]) -> list[str]:
+        return [m.run.folder.name for m in members if m not in taking]
+
     with Interruption() as interruption:
         while clock.step < total_steps and going():
             # Train.
@@ -114,8 +117,9 @@ def train(
             take_step.begin(done, clock.step)
             for number in range(done, min(len(batches), total_steps - clock.first_step)):
                 left_out = take_step(number, clock.step)
-                for which in left_out:
-                    members[which].leave_out(clock, training.on_nan)
+                for member in going() if left_out else ():
+                    if member.which in left_out:
+                        member.leave_out(clock, training.on_nan)
                 clock.step += 1
                 bar.update()
                 if interruption.requested is not None or (left_out and not going()):
@@ -124,9 +128,10 @@ def train(
             spent = time.perf_counter() - began
             clock.seconds += spent
             if interruption.requested is not None:
+                left = names_without(going())
                 for member in going():
                     member.run.tracker.flush()
-                    member.keep("last", clock, shuffled[member.which])
+                    member.keep("last", clock, shuffled[member.which], left)
                 interruption.leave()
 
             # Measure and log.
@@ -157,11 +162,12 @@ def train(
             for member in lines:
                 member.run.tracker.flush()
             clock.seconds += time.perf_counter() - measuring
+            left = names_without(lines)
             for member in lines:
                 state = generators[member.which].get_state()
                 if member.best_epoch == epoch:
                     member.keep("best", clock, state)
-                member.keep("last", clock, state)
+                member.keep("last", clock, state, left)
             if lines:
                 line = f"epoch {epoch}/{training.epochs}, {_summary(list(lines.values()))}"
                 bar.set_postfix_str(line)
