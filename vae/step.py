@@ -91,8 +91,11 @@ class TrainingStep:
             if self._batches.redraw:
                 for generator in self._batches.generators:
                     self._graph.register_generator_state(generator)
-            with torch.cuda.graph(self._graph):  # records, and runs nothing
-                self._tick()
+            try:
+                with torch.cuda.graph(self._graph):  # records, and runs nothing
+                    self._tick()
+            except RuntimeError as error:  # an estimator that waits for the device, say
+                raise RuntimeError("this step cannot be captured: training.capture=off") from error
         self._graph.replay()
         return []
 

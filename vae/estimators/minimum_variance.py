@@ -55,7 +55,7 @@ def minimum_variance_jacobian(p: Tensor, z: Tensor, tau: Value) -> Tensor:
     diagonal = (1 + tau * p) * (column / pair).sum(-1)
     a = torch.diag_embed(diagonal) - tau * row * column / pair
     b = (1 + tau * row) / (1 + 2 * tau * row) * j
-    v = torch.linalg.solve(a, b)
+    v = torch.linalg.solve_ex(a, b).result  # without a look at the outcome, for which CUDA waits
     v_x = (z.unsqueeze(-2) @ v).squeeze(-2).unsqueeze(-2)  # (S, B, N, 1, K), the sampled row
     j_x = (z.unsqueeze(-2) @ j).squeeze(-2).unsqueeze(-2)
     p_x = (z * p).sum(-1, keepdim=True).unsqueeze(-1)
@@ -75,7 +75,7 @@ def limit_jacobian(p: Tensor, z: Tensor) -> Tensor:
     share = column / (row + column)  # (B, N, K, K): p_j / (p_i + p_j)
     eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
     laplacian = torch.diag_embed((share * (1 - eye)).sum(-1)) - share * (1 - eye)
-    c = torch.linalg.solve(laplacian + column, (eye - column) / 2)
+    c = torch.linalg.solve_ex(laplacian + column, (eye - column) / 2).result
     c_x = (z.unsqueeze(-2) @ c).squeeze(-2).unsqueeze(-2)  # (S, B, N, 1, K), the sampled row
     sampled = z.unsqueeze(-1)  # 1 in row x
     p_x = (z * p).sum(-1, keepdim=True).unsqueeze(-1)
