@@ -138,5 +138,7 @@ def test_what_is_no_number_makes_no_folder(value):
         grid.replicas(config(optimizer={"lr": [0.1, value]}))
 
 
-def test_a_seed_that_is_none_is_left_to_its_own_check():
-    assert [each.config["seed"] for each in grid.replicas(config(seed="x", seeds=2))] == ["x", "x"]
+@pytest.mark.parametrize("seed", ["x", True, None])
+def test_seeds_follow_on_a_number(seed):
+    with pytest.raises(ValueError, match="^seed=.*no number"):
+        grid.replicas(config(seed=seed, seeds=2))

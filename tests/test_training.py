@@ -2,7 +2,9 @@
 
 import json
 import math
-from contextlib import ExitStack
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from vae.objective import NegativeELBO
 from vae.optimizers import Adam
 from vae.schedules import Linear
 from vae.tracking import Tracker, Tracking
-from vae.trainee import Diverged, Run
+from vae.trainee import Diverged, Run, Trained
 from vae.training import Training, train
+from vae.validation import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -227,3 +230,271 @@ def test_images_are_drawn_anew_where_the_data_says_so(tmp_path):
     grey.train.images.fill_(128)
     _, lines = trained(tmp_path, objective(), grey)
     assert all(math.isfinite(line["elbo/train"]) for line in lines)
+
+
+# Replicas
+
+
+class Fragile(NegativeELBO):
+    """Its loss is no number at one step, which is a buffer: replicas share their code."""
+
+    def __init__(self, seed: int, estimator=None, at: int = 10**9) -> None:
+        plain = objective(estimator or Exact(limit=64))
+        torch.manual_seed(seed)
+        for parameter in plain.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        super().__init__(plain.model, plain.estimator)
+        self.register_buffer("at", torch.tensor(at), persistent=False)
+
+    def forward(self, x, step):
+        terms = super().forward(x, step)
+        return terms._replace(loss=terms.loss * torch.where(self.at == step, math.nan, 1.0))
+
+
+def fragile(cwd: Path, at: dict[int, int], lr: dict[int, float], estimator=None) -> list[tuple]:
+    """Three replicas; the steps at which some fail, the rates of some."""
+    return [
+        (
+            cwd / f"r{seed}",
+            Fragile(seed, estimator, at.get(seed, 10**9)),
+            adam(lr.get(seed, 0.01)),
+            seed,
+        )
+        for seed in range(3)
+    ]
+
+
+def timeless(outcome: Trained | Diverged) -> object:
+    return str(outcome) if isinstance(outcome, Diverged) else outcome._replace(seconds=0)
+
+
+def test_a_replica_writes_the_lines_of_a_run_alone(tmp_path):
+    """To float32's rounding, after twelve steps."""
+    rates, given = {1: 0.003, 2: 0.001}, {"epochs": 4, "clip": 1.0}
+    tmp_path.joinpath("alone").mkdir()
+    many = together(fragile(tmp_path, {}, rates), data(), **given)
+    alone = [together([own], data(), **given)[0] for own in fragile(tmp_path / "alone", {}, rates)]
+    for (done, lines), (own, expected) in zip(many, alone, strict=True):
+        assert timeless(done) == timeless(own)
+        assert [line["step"] for line in lines] == [3, 6, 9, 12]
+        for line, other in zip(lines, expected, strict=True):
+            assert line == pytest.approx(other, rel=1e-3, abs=1e-4)
+    assert len({lines[0]["elbo/train"] for _, lines in many}) == 3
+
+
+def test_one_that_diverges_changes_nothing_of_the_others(tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+    good = together(fragile(tmp_path / "good", {}, {}), data())
+    bad = together(fragile(tmp_path / "bad", {1: 4}, {}), data())
+    assert isinstance(bad[1][0], Diverged) and "at step 4 of epoch 2" in str(bad[1][0])
+    assert "r1/last.pt is of step 3" in str(bad[1][0])
+    assert bad[1][1] == good[1][1][:1]
+    assert checkpoint.load(tmp_path / "bad/r1", "last")["step"] == 3
+    for which in (0, 2):
+        assert bad[which][1] == good[which][1]
+        assert timeless(bad[which][0]) == timeless(good[which][0])
+
+
+def test_where_all_diverge_training_ends(tmp_path):
+    ends = together(fragile(tmp_path, {0: 1, 1: 2, 2: 1}, {}), data(), epochs=50)
+    assert [str(end).partition(":")[0][-20:] for end, _ in ends] == [
+        f"at step {step} of epoch 1" for step in (1, 2, 1)
+    ]
+    assert all(not lines for _, lines in ends)
+
+
+@pytest.mark.parametrize("at", [{}, {1: 20}])
+def test_one_that_is_out_of_patience_stays_as_it_is(tmp_path, at):
+    """Whatever becomes of it, in memory, while the others go on."""
+    ends = together(fragile(tmp_path, at, {1: 0.0}), data(), epochs=9, patience=2)
+    steps = [checkpoint.load(tmp_path / f"r{seed}", "last")["step"] for seed in range(3)]
+    assert steps == [27, 9, 27]
+    assert [timeless(end) for end, _ in ends] == [
+        Trained(9, 27, 9, 0),
+        Trained(3, 9, 1, 0),
+        Trained(9, 27, 9, 0),
+    ]
+    assert [len(lines) for _, lines in ends] == [9, 3, 9]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def killed(monkeypatch) -> Callable[[int], None]:
+    """Dies instead of putting a checkpoint's file in its place for the n-th time: see `save`."""
+    replace = os.replace
+
+    def arm(after: int) -> None:
+        left = after
+
+        def count(source: object, target: object) -> None:
+            nonlocal left
+            if str(target).endswith(".pt"):
+                left -= 1
+                if left < 0:
+                    raise Killed
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", count)
+
+    return arm
+
+
+def kept(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of all that is there."""
+    return {
+        f"{which} {name}": held
+        for which in checkpoint.WHICH
+        if checkpoint.exists(folder, which)
+        for name, held in checkpoint.load(folder, which)["objective"].items()
+    }
+
+
+FAILING = {"none": {}, "in the first epoch": {1: 1}, "later": {1: 7}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Callable[[str], tuple[Path, list[tuple]]]:
+    found = {}
+
+    def get(failing: str) -> tuple[Path, list[tuple]]:
+        if failing not in found:
+            cwd = tmp_path_factory.mktemp("undisturbed")
+            found[failing] = cwd, noisy(cwd, failing)
+        return found[failing]
+
+    return get
+
+
+def noisy(cwd: Path, failing: str) -> list[tuple]:
+    """Four epochs that depend on every generator there is; the third one runs out of patience."""
+    estimator = StraightThroughGumbel(temperature=0.5)
+    many = fragile(cwd, FAILING[failing], {2: 0.0}, estimator)
+    grey = data(redraw=True)
+    grey.train.images.clamp_(50, 200)
+    return together(many, grey, epochs=4, patience=2)
+
+
+@pytest.mark.parametrize("failing", FAILING)
+@pytest.mark.parametrize("after", [1, 5, 8, 10, 14, 16, 17, 23, 29, 35])
+def test_killed_between_two_saves_it_goes_on_to_the_same_end(
+    tmp_path, killed, undisturbed, failing, after
+):
+    """Three times at the same place: what the first attempt had kept is kept again."""
+    whole, expected = undisturbed(failing)
+    for _ in range(3):
+        killed(after)
+        with suppress(Killed):
+            noisy(tmp_path, failing)
+    killed(10**9)
+    ends = noisy(tmp_path, failing)
+    for seed, ((end, lines), (own, theirs)) in enumerate(zip(ends, expected, strict=True)):
+        assert lines == theirs
+        assert type(end) is type(own)
+        if isinstance(own, Trained):
+            assert timeless(end) == timeless(own)
+        a, b = kept(tmp_path / f"r{seed}"), kept(whole / f"r{seed}")
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "at, why", [(1, "it had diverged in its first epoch"), (4, "it had diverged after step 3")]
+)
+def test_one_that_had_diverged_stays_diverged(tmp_path, at, why):
+    steps = []
+    for epochs in (4, 4, 6):  # to the end, once more, and further
+        ends = together(fragile(tmp_path, {1: at}, {}), data(), epochs=epochs)
+        assert isinstance(ends[1][0], Diverged)
+        steps.append([end.steps for end, _ in ends if isinstance(end, Trained)])
+    assert steps == [[12, 12], [12, 12], [18, 18]]
+    assert str(ends[1][0]) == why
+
+
+def test_one_that_has_gone_on_alone_is_not_gone_on_with(tmp_path):
+    together(fragile(tmp_path, {}, {}), data(), epochs=2)
+    together(fragile(tmp_path, {}, {})[1:2], data(), epochs=5)
+    with pytest.raises(UserError, match="r1 has gone on alone, .* behind at step 6"):
+        together(fragile(tmp_path, {}, {}), data(), epochs=6)
+    ((end, lines),) = together(fragile(tmp_path, {}, {})[:1], data(), epochs=5)
+    assert end.steps == 15 and len(lines) == 5
+
+
+# Where replicas stand
+
+
+def saved(run: Path, *kept: int | tuple[int, list[str]]) -> Path:
+    """Checkpoints of these steps, one after the other, each with the names of those who left."""
+    run.mkdir()
+    for each in kept:
+        step, left = each if isinstance(each, tuple) else (each, [])
+        checkpoint.save(run, "last", {"step": step, "left": left})
+    return run
+
+
+STEPS = {
+    "nothing is kept": ([[], []], [0, 0]),
+    "one alone": ([[40, 80]], [80]),
+    "together": ([[40, 80], [40, 80]], [80, 80]),
+    "together, one checkpoint": ([[40], [40]], [40, 40]),
+    "the first is ahead": ([[40, 80, 120], [40, 80], [40, 80]], [80, 80, 80]),
+    "the last is ahead": ([[40, 80], [40, 80], [40, 80, 120]], [80, 80, 80]),
+    "only one has anything": ([[40], []], [0, 0]),
+    "only one has anything, twice": ([[17, 40], []], [0, 0]),
+    "in the middle of an epoch": ([[40, 57], [40]], [40, 40]),
+    "one left long ago": ([[80, (120, ["1"])], [40]], [120, 40]),
+    "one left just now": ([[80, (120, ["1"])], [40, 80]], [120, 80]),
+    "one left before anything was kept": ([[(40, ["1"]), (80, ["1"])], []], [80, 0]),
+    "one left at once": ([[(40, ["1"])], []], [40, 0]),
+    "one left, and of the others one is ahead": (
+        [[(80, ["2"]), (120, ["2"])], [40, (80, ["2"])], [40]],
+        [80, 80, 40],
+    ),
+    "one leaves in the epoch that is not kept": (
+        [[40, 80, (120, ["2"])], [40, 80], [40, 80]],
+        [80, 80, 80],
+    ),
+    "all but one left": ([[(120, ["1", "2"])], [80], [40]], [120, 80, 40]),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_steps_from_which_replicas_go_on(tmp_path, case):
+    kept, expected = STEPS[case]
+    runs = [saved(tmp_path / str(which), *own) for which, own in enumerate(kept)]
+    assert checkpoint.steps(runs) == expected
+
+
+@pytest.mark.parametrize("kept", [[[40, 80], [40, 80, 120, 160]], [[40], [80, (120, ["2"])], []]])
+def test_replicas_that_stand_apart_are_refused(tmp_path, kept):
+    runs = [saved(tmp_path / str(which), *own) for which, own in enumerate(kept)]
+    with pytest.raises(UserError, match="1 has gone on alone"):
+        checkpoint.steps(runs)
+
+
+def test_what_was_kept_of_old_names_nobody(tmp_path):
+    checkpoint.save(saved(tmp_path / "0"), "last", {"step": 40})
+    assert checkpoint.steps([tmp_path / "0"]) == [40]
+
+
+@pytest.mark.parametrize("harm", [lambda file: None, lambda file: file.write_bytes(b"")])
+def test_a_missing_or_damaged_one_counts_as_the_one_before(tmp_path, harm):
+    runs = [saved(tmp_path / str(which), 40, 80) for which in range(2)]
+    file = checkpoint.path(runs[1], "last")
+    file.unlink()
+    harm(file)
+    assert checkpoint.steps(runs) == [40, 40]
+
+
+def test_rewinding_leaves_the_one_before_whole(tmp_path):
+    run = saved(tmp_path / "run", 40, 80, 120)
+    checkpoint.rewind(run, 120)
+    assert checkpoint.load(run, "last")["step"] == 120
+    checkpoint.rewind(run, 80)
+    assert checkpoint.load(run, "last")["step"] == 80
+    checkpoint.save(run, "last", {"step": 120})
+    steps = [checkpoint.load(run, "last", step)["step"] for step in (120, 119)]
+    assert steps == [120, 80]

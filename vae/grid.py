@@ -58,8 +58,8 @@ def _seeds(seeds: object, first: object) -> list[Any] | None:
         return _distinct("seeds", seeds)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds={seeds}: how many, from seed on, or a list of them")
-    if not isinstance(first, int):
-        return [first] * seeds  # which its own check refuses
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ValueError(f"seed={first}: no number for seeds={seeds} to follow on")
     return list(range(first, first + seeds))
 
 
