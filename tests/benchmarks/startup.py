@@ -36,30 +36,29 @@ def driven(began: float, until: str, overrides: list[str]) -> None:
     """`train.py` in this process; then what its imports took, and where it stood at each mark."""
     took: dict[str, tuple[float, float]] = {}
     marks: dict[str, Mark] = {}
+    watching: list[bool] = []
     plain_import = builtins.__import__
 
     def mark(name: str) -> None:
         marks[name] = time.monotonic() - began, time.process_time(), peak_memory()
 
     def watched_import(name: str, *rest: Any, **more: Any) -> ModuleType:
-        if name == "vae.training" and name not in sys.modules:
-            module = plain_import(name, *rest, **more)
-            watch_steps()
-            return module
         if name not in IMPORTS or name in sys.modules:
-            return plain_import(name, *rest, **more)
+            module = plain_import(name, *rest, **more)
+            if not watching and hasattr(sys.modules.get("vae.step"), "TrainingStep"):
+                watching.append(True)
+                watch_steps(sys.modules["vae.step"].TrainingStep)
+            return module
         seconds, processor = time.monotonic(), time.process_time()
         module = plain_import(name, *rest, **more)
         took[name] = time.monotonic() - seconds, time.process_time() - processor
         mark(f"import {name}")
         return module
 
-    def watch_steps() -> None:
-        from vae.step import TrainingStep
+    def watch_steps(kind: type) -> None:
+        plain_step = kind.__call__
 
-        plain_step = TrainingStep.__call__
-
-        def step(self: TrainingStep, number: int, at: int) -> list[int]:
+        def step(self: object, number: int, at: int) -> list[int]:
             left_out = plain_step(self, number, at)
             if "first step" not in marks:
                 mark("first step")
@@ -68,7 +67,7 @@ def driven(began: float, until: str, overrides: list[str]) -> None:
             mark("last step")
             return left_out
 
-        TrainingStep.__call__ = step
+        kind.__call__ = step
 
     def leave() -> None:
         print("\n" + json.dumps({"took": took, "marks": marks}), flush=True)
