@@ -379,13 +379,15 @@ def noisy(cwd: Path, failing: str) -> list[tuple]:
 
 
 @pytest.mark.parametrize("failing", FAILING)
-@pytest.mark.parametrize("after", [1, 5, 8, 10, 14, 16, 17, 23, 29, 35])
+@pytest.mark.parametrize(
+    "kills", [[1], [8], [10, 3, 3, 4], [14, 6, 6], [17, 7, 5, 5], [23, 9, 9, 2, 2], [35, 4, 6]]
+)
 def test_killed_between_two_saves_it_goes_on_to_the_same_end(
-    tmp_path, killed, undisturbed, failing, after
+    tmp_path, killed, undisturbed, failing, kills
 ):
-    """Three times at the same place: what the first attempt had kept is kept again."""
+    """Time and again: what an attempt had kept before it was killed is kept again by the next."""
     whole, expected = undisturbed(failing)
-    for _ in range(3):
+    for after in kills:
         killed(after)
         with suppress(Killed):
             noisy(tmp_path, failing)

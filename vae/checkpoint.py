@@ -62,7 +62,6 @@ def steps(runs: Sequence[Path]) -> list[int]:
     )
     if not common:
         return [0] * len(runs)
-    left = left_at[common]
     found = []
     for run, own in zip(runs, kept, strict=True):
         if run.name in left:
