@@ -311,9 +311,8 @@ def test_one_that_is_out_of_patience_stays_as_it_is(tmp_path, at):
     steps = [checkpoint.load(tmp_path / f"r{seed}", "last")["step"] for seed in range(3)]
     assert steps == [27, 9, 27]
     assert [timeless(end) for end, _ in ends] == [
-        Trained(9, 27, 9, 0),
-        Trained(3, 9, 1, 0),
-        Trained(9, 27, 9, 0),
+        Trained(epochs, 3 * epochs, best, lines[best - 1]["elbo/valid"], 0)
+        for (_, lines), epochs, best in zip(ends, (9, 3, 9), (9, 1, 9), strict=True)
     ]
     assert [len(lines) for _, lines in ends] == [9, 3, 9]
 
