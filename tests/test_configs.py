@@ -126,3 +126,19 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
     assert torch.equal(weights("a", 0), weights("b", 0))
     assert not torch.equal(weights("c", 0), weights("d", 1))
+
+
+def test_a_replica_begins_as_the_run_of_its_seed(tmp_path):
+    with ExitStack() as locks:
+        together = door.prepare(composed("seeds=3", "optimizer.lr=[0.1,0.2]"), tmp_path, locks)
+    assert [each.folder.name for each in together] == [
+        f"seed_{seed}_lr_{lr}" for seed in range(3) for lr in ("0.1", "0.2")
+    ]
+    for seed in range(3):
+        (tmp_path / f"alone{seed}").mkdir()
+        alone = prepared(tmp_path / f"alone{seed}", f"seed={seed}").objective.state_dict()
+        for each in together[2 * seed : 2 * seed + 2]:
+            begins = each.objective.state_dict()
+            assert all(torch.equal(begins[name], held) for name, held in alone.items())
+    first = [next(each.objective.parameters()) for each in together[::2]]
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])

@@ -86,7 +86,7 @@ def wait_for_steps(run: Path, lines: int) -> None:
 
 
 def logged(run: Path) -> dict:
-    """Every scalar and picture that TensorBoard shows, but for the clock."""
+    """Every scalar and picture that TensorBoard shows, each once, but for the clock."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
     tags = events.Tags()
     scalars = {t: events.Scalars(t) for t in tags["scalars"] if not t.startswith("time/")}
@@ -168,6 +168,66 @@ def killed_at_random(whole: Path, cwd: Path, kills: int, seed: int) -> None:
     assert code == 0, err
     assert done == kills
     assert_same(run, whole)
+
+
+# Replicas, killed together
+
+
+SEEDS = [*EPOCHS, "seeds=3"]
+REPLICAS = ["seed_0", "seed_1", "seed_2"]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Path:
+    """The parent of three replicas that nobody disturbed."""
+    cwd = tmp_path_factory.mktemp("three")
+    code, _, err = train(*SEEDS, "hydra.run.dir=three", cwd=cwd)
+    assert code == 0, err
+    return cwd / "three"
+
+
+def assert_same_replicas(killed: Path, whole: Path) -> None:
+    for name in REPLICAS:
+        assert_same(killed / name, whole / name)
+        assert status(killed / name)["status"] == "finished"
+    assert logged(killed)["elbo/valid_low"]
+    assert logged(killed) == logged(whole)
+
+
+@pytest.mark.slow
+def test_a_signal_keeps_every_replica(three, tmp_path):
+    process = start(*SEEDS, "hydra.run.dir=run", cwd=tmp_path)
+    wait_for_steps(tmp_path / "run/seed_2", 1)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 128 + signal.SIGTERM and "Traceback" not in err
+    for name in REPLICAS:
+        assert status(tmp_path / "run" / name)["status"] == "interrupted"
+    steps = checkpoint.steps([tmp_path / "run" / name for name in REPLICAS])
+    assert len(set(steps)) == 1 and steps[0] > 0
+    code, _, err = train(*SEEDS, "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, err
+    assert_same_replicas(tmp_path / "run", three)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_replicas_are_killed_at_random_and_gone_on_with(three, tmp_path, seed):
+    moment, run = random.Random(seed), tmp_path / "run"
+    for _ in range(6):
+        process = start(*SEEDS, "hydra.run.dir=run", cwd=tmp_path)
+        before = min(checkpoint.steps([run / name for name in REPLICAS]))
+        epochs, which = before // 40 + 1, moment.choice(REPLICAS)
+        if epochs < 5 and moment.random() < 0.7:
+            wait_for_steps(
+                run / which, epochs
+            )  # the others' lines and files are written about now
+        time.sleep(moment.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+    code, _, err = train(*SEEDS, "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, err
+    assert_same_replicas(run, three)
 
 
 def test_a_finished_run_says_so_and_ends(whole, inside):

@@ -237,6 +237,19 @@ def test_one_of_them_goes_further_alone_and_then_the_other(parent, tmp_path, tra
     assert code == 0 and "nothing to do" in out
 
 
+def test_one_that_is_out_of_patience_says_its_end_once(tmp_path, train):
+    """However much further the others go: its results stand behind its own last step."""
+    words = [*SMALL, "optimizer.lr=[0.0,1e-3]", "training.patience=1", "training.epochs=3"]
+    assert train(*words, "hydra.run.dir=grid", cwd=tmp_path)[0] == 0
+    grid = tmp_path / "grid"
+    code, _, err = train(f"resume={grid}", "training.epochs=4", cwd=tmp_path)
+    assert code == 0, err
+    for name, epochs in (("lr_0", 2), ("lr_0.001", 4)):
+        assert [line["step"] for line in metrics(grid / name)][-1] == 40 * epochs
+        assert [step for step, _ in scalars(grid / name)["elbo/test"]] == [40 * epochs + 1]
+        assert status(grid / name) == "finished"
+
+
 def test_one_that_is_too_far_ahead_is_said_in_one_line(parent, tmp_path, train):
     assert train(f"resume={parent}/seed_1", "training.epochs=5", cwd=tmp_path)[0] == 0
     code, _, err = train(f"resume={parent}", "training.epochs=6", cwd=tmp_path)
