@@ -4,6 +4,7 @@ Needs Chromium and its driver (Debian: chromium, chromium-driver); skipped where
 Screenshots of every tab are left in pytest's temporary folder.
 """
 
+import os
 import re
 import shutil
 import socket
@@ -12,9 +13,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+from conftest import ROOT, TINY
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -50,6 +54,16 @@ const walk = node => {
 walk(document.body);
 return found.length;
 """
+BANDS = """
+let found = 0;
+const walk = node => {
+  if (node.classList && node.classList.contains('area')) found++;
+  if (node.shadowRoot) walk(node.shadowRoot);
+  node.childNodes.forEach(walk);
+};
+walk(document.body);
+return found;
+"""
 CURVES = """
 let found = 0;
 const walk = node => {
@@ -65,25 +79,56 @@ return found;
 @pytest.fixture(scope="module")
 def address(trained: Path) -> Iterator[str]:
     """A TensorBoard server over the sweep."""
+    with server(trained, b"seed0") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def replicas_address(tmp_path_factory) -> Iterator[str]:
+    """One over three replicas, three epochs each, with what they have in common."""
+    cwd = tmp_path_factory.mktemp("replicas")
+    words = [
+        *TINY,
+        "training.epochs=3",
+        "training.steps=null",
+        "seeds=3",
+        "hydra.run.dir=runs/parent",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    with server(cwd / "runs", b"seed_2") as address:
+        yield address
+
+
+@contextmanager
+def server(folder: Path, word: bytes) -> Iterator[str]:
+    """Waits until a run of that name has been read."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(trained)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}/"
-        until(lambda: answers(f"{address}data/runs"))
+        until(lambda: answers(f"{address}data/runs", word))
         yield address
     finally:
-        server.terminate()
-        server.wait(10)
+        process.terminate()
+        process.wait(10)
 
 
-def answers(address: str) -> bool:
+def answers(address: str, word: bytes) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5) as reply:
-            return b"seed0" in reply.read()  # the runs have been read
+            return word in reply.read()
     except OSError:
         return False
 
@@ -116,9 +161,9 @@ def screenshot(browser: WebDriver, name: str) -> None:
 def show(address, browser):
     """Opens a tab, waits for words to appear in it, leaves a screenshot and gives all words."""
 
-    def call(tab: str, *words: str) -> str:
+    def call(tab: str, *words: str, at: str = address, name: str | None = None) -> str:
         browser.get("about:blank")
-        browser.get(f"{address}#{tab}")
+        browser.get(f"{at}#{tab}")
 
         def there() -> bool:
             text = browser.execute_script(TEXT)
@@ -127,7 +172,7 @@ def show(address, browser):
         try:
             until(there)
         finally:
-            screenshot(browser, tab)
+            screenshot(browser, name or tab)
         return browser.execute_script(TEXT)
 
     return call
@@ -173,3 +218,23 @@ def test_projector(show, browser):
     until(lambda: re.search(r"Points:\s*20\b", browser.execute_script(TEXT)))
     browser.switch_to.default_content()
     screenshot(browser, "projector")
+
+
+def test_the_mean_of_replicas_is_a_run_beside_them(show, browser, replicas_address):
+    """By the table below the chart: name, smoothed, value, step."""
+    row = r"(parent\S*)\s+-[\d.]+\s+(-[\d.]+)\s+120\b"
+    at = f"{replicas_address}?tagFilter=elbo%2Fvalid%24"
+    show("timeseries", "elbo", "Smoothed", at=at, name="replicas")
+    until(lambda: len(re.findall(row, browser.execute_script(TEXT))) == 4)
+    screenshot(browser, "replicas")
+    (parent, mean), *replicas = re.findall(row, browser.execute_script(TEXT))
+    assert [name for name, _ in replicas] == [f"parent/seed_{seed}" for seed in range(3)]
+    assert parent == "parent"
+    assert float(mean) == pytest.approx(fmean(float(value) for _, value in replicas), abs=1e-3)
+
+
+def test_the_mean_of_replicas_has_a_band(show, browser, replicas_address):
+    title = "mean and standard deviation over seeds"
+    show("custom_scalars", title, "elbo/valid", at=replicas_address, name="band")
+    until(lambda: browser.execute_script(BANDS) > 0)
+    screenshot(browser, "band")
