@@ -238,6 +238,7 @@ def _complain_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 def main() -> int:
     from vae import signals, sweep
+    from vae.errors import is_of_groups
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and its errors are worded here
     status = 0
@@ -249,11 +250,11 @@ def main() -> int:
 
         _complain(one_line(error))
         return 2
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         if str(error).startswith("No trials are completed"):
             _complain("no run of this search has a score")
             status = 1
-        elif "Config group override" in str(error):
+        elif is_of_groups(error):
             configs = Path(__file__).parent / "configs"
             groups = [word for word in sys.argv[1:] if (configs / word.partition("=")[0]).is_dir()]
             wrong = ", ".join(groups)

@@ -192,6 +192,7 @@ BAD = {
     "seed": (["seed=x"], "seed=x"),
     "grammar": (["training.epochs"], "training.epochs"),
     "no group": (["~estimator"], "estimator"),
+    "numbers for a group": (["data=[4,4]"], "data=[4,4]: a group takes the name"),
     "null for a group": (["estimator=null"], "estimator=null: a group takes"),
     "vimco with an estimator": (["objective=vimco", "estimator=reinmax"], "estimator: VIMCO"),
     "vimco with one sample": (["objective=vimco", "objective.samples=1"], "objective.samples=1"),

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
 
 from hydra.errors import MissingConfigException
@@ -29,6 +30,13 @@ def one_line(error: Exception) -> str:
         return f"{key}: {reason}"
     resolving = re.match(r"\w+ raised while resolving interpolation: (.*)", message)
     return " ".join((resolving.group(1) if resolving else message).split())
+
+
+def is_of_groups(error: Exception) -> bool:
+    """Whether Hydra stumbled over a group that was given a number, or a list of some."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    composing = frame.f_globals["__name__"] == "hydra._internal.defaults_list"
+    return "Config group override" in str(error) or composing
 
 
 def close_match(given: str, known: Iterable[str]) -> str:
