@@ -16,8 +16,8 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 from pydantic import Field
 from torch import Tensor
@@ -58,7 +58,7 @@ class Tracking:
 _SPREAD = ("elbo", "rate", "distortion")
 
 
-class Spread:
+class Spread(AbstractContextManager["Spread"]):
     """What replicas that differ in their seed alone have in common, as a run of its own.
 
     Each curve's mean over them, under its own name; and of the bounds the mean less and plus one
@@ -72,15 +72,7 @@ class Spread:
         margin = {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in bands}
         self._writer.add_custom_scalars({"mean and standard deviation over seeds": margin})
 
-    def __enter__(self) -> "Spread":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._writer.close()
 
     def scalars(self, step: int, lines: Sequence[dict[str, float]]) -> None:
@@ -96,7 +88,7 @@ class Spread:
         self._writer.flush()
 
 
-class Tracker:
+class Tracker(AbstractContextManager["Tracker"]):
     """Writes a run's metrics to its folder. A context manager: leaving it flushes and closes."""
 
     def __init__(self, run: Path, step: int = 0) -> None:
@@ -106,15 +98,7 @@ class Tracker:
         self._writer = SummaryWriter(run, purge_step=step + 1)
         self._writer.add_custom_scalars(_LAYOUT)
 
-    def __enter__(self) -> "Tracker":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._metrics.close()
         self._writer.close()
 
