@@ -142,12 +142,12 @@ def gradients(arguments: argparse.Namespace) -> int:
     """A row an estimator of a run; the figures, where a folder for them is named."""
     import pandas as pd
 
-    from vae import comparison, door, report, runs
+    from vae import comparison, report, run_folder, runs
     from vae.validation import UserError
 
     names = arguments.estimators
     if names == ["all"]:
-        names = door.option_names(CONFIGS, "estimator")
+        names = run_folder.option_names(CONFIGS, "estimator")
     library, rows, curves = runs.Library(arguments.data_root), {}, {}
     for folder in folders(arguments):
         try:

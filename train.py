@@ -109,7 +109,7 @@ def conclude(
     experiment: "Experiment", trained: "Trained", tracker: "Tracker"
 ) -> dict[str, dict[str, float | None]]:
     """Measures a trained model; the numbers go to TensorBoard and a file, and are returned."""
-    from vae import door, evaluation, pictures
+    from vae import evaluation, pictures, run_folder
     from vae.data import fixed_draw, to_float
     from vae.tracking import SUMMARY, write_json
 
@@ -118,7 +118,7 @@ def conclude(
     data, settings = experiment.data, experiment.settings
     epochs = {"best": trained.best_epoch, "last": trained.epochs}
     models = {
-        which: door.load(experiment.folder, which).to(data.train.images.device)
+        which: run_folder.load(experiment.folder, which).to(data.train.images.device)
         for which, epoch in epochs.items()
         if epoch
     }
@@ -132,7 +132,7 @@ def conclude(
     after = trained.steps + 1  # a run that goes on, or that has to say this again, drops it
     tracker.results(
         after,
-        door.flat(experiment.config) | {key: name for key, name in choices.items() if name},
+        run_folder.flat(experiment.config) | {key: name for key, name in choices.items() if name},
         {
             f"{name}/test": value
             for name, value in final.items()

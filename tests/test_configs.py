@@ -9,6 +9,8 @@ from hydra import compose, initialize_config_dir
 
 from vae import door
 from vae.data import DataSet, Mnist5k, Source, Split
+from vae.instantiate import build
+from vae.run_folder import read_config
 from vae.validation import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -103,9 +105,9 @@ def test_a_whole_run_is_what_a_schedule_sees(tmp_path):
 
 def test_the_run_folder_gets_the_resolved_configuration(tmp_path):
     prepared(tmp_path, "latents=3", "data=mnist_5k")
-    config = door.read_config(tmp_path)
+    config = read_config(tmp_path)
     assert config.model.latents == 3
-    assert isinstance(door.build(config, "data"), Mnist5k)
+    assert isinstance(build(config, "data"), Mnist5k)
 
 
 def test_a_run_folder_is_for_one_run(tmp_path):

@@ -7,8 +7,9 @@ from omegaconf.errors import InterpolationResolutionError
 from test_configs import CONFIGS, _no_data, composed, prepared  # noqa: F401
 from torch import nn
 
-from vae import door, published
+from vae import published, run_folder
 from vae.estimators import GumbelRao, MinimumVariance, ReinMax, StraightThrough
+from vae.instantiate import build
 from vae.objective import VIMCO, ConcreteELBO
 from vae.optimizers import SGD, Adam, AdamW, RAdam
 from vae.validation import UserError
@@ -181,8 +182,8 @@ def test_the_command_line_wins(tmp_path):
     def picked(*overrides: str) -> tuple[type, float, float]:
         config = composed(*chosen, *overrides)
         config.training.steps = 9
-        optimizer = door.build(config, "optimizer")
-        return type(optimizer), optimizer.lr(0), door.build(config, "estimator").temperature(9)
+        optimizer = build(config, "optimizer")
+        return type(optimizer), optimizer.lr(0), build(config, "estimator").temperature(9)
 
     assert picked() == (Adam, 7e-4, 2.0)
     assert picked("optimizer=radam") == (RAdam, 7e-4, 2.0)
@@ -219,8 +220,8 @@ def test_a_run_says_what_was_picked_and_not_from_where(tmp_path):
     run = prepared(other, *same)
     assert run.config.keys() == plain.keys()
     assert run.config["optimizer"].keys() == plain["optimizer"].keys()
-    assert "${" not in (other / door.CONFIG).read_text()
-    config = door.read_config(other)
+    assert "${" not in (other / run_folder.CONFIG).read_text()
+    config = run_folder.read_config(other)
     assert config.optimizer.lr == 5e-4 and config.estimator.temperature == 0.3
     by_hand = [
         *same[1:-1],
@@ -247,5 +248,5 @@ def test_a_table_that_nobody_would_read_is_refused(tmp_path, override, expected)
 
 
 def test_every_estimator_is_called_as_its_class():
-    for name, target in door.option_names(CONFIGS, "estimator").items():
+    for name, target in run_folder.option_names(CONFIGS, "estimator").items():
         assert published.is_called(target, name)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vae import door
 from vae.data import DataSet, Source, Split
 from vae.errors import is_of_groups, one_line
+from vae.run_folder import flat
 from vae.validation import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -35,7 +36,7 @@ def keys() -> list[str]:
         composed = [compose("train", [f"{g}={o}"]) for g in GROUPS[1:5] for o in options(g)]
     found = {}
     for config in composed:
-        found |= door.flat(OmegaConf.to_container(config, resolve=False))
+        found |= flat(OmegaConf.to_container(config, resolve=False))
     return sorted(key for key in found if "_target_" not in key)
 
 

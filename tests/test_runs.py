@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 import vae
-from vae import door, figures, runs
+from vae import figures, run_folder, runs
 from vae.data import to_float
 from vae.probe import linear_probe
 
@@ -110,7 +110,7 @@ def test_the_probe_is_scikit_learns_on_the_codes_themselves(sweep):
     model = vae.load(first(sweep))
     for parameter in model.encoder.parameters():  # codes that vary, whatever was learned
         torch.nn.init.normal_(parameter)
-    data = door.load_data(door.read_config(first(sweep)))
+    data = run_folder.load_data(run_folder.read_config(first(sweep)))
     found = linear_probe(model, data.train, data.test)
 
     def codes(images):
@@ -254,9 +254,9 @@ def test_any_estimator_is_measured_on_a_runs_model(sweep, evaluate, tmp_path):
 
 def test_all_means_every_yaml(sweep, monkeypatch):
     """Without the cost of measuring them."""
-    config = door.read_config(first(sweep))
-    names = door.option_names(CONFIGS, "estimator")
-    estimators = door.default_estimators(CONFIGS, config, names)
+    config = run_folder.read_config(first(sweep))
+    names = run_folder.option_names(CONFIGS, "estimator")
+    estimators = run_folder.default_estimators(CONFIGS, config, names)
     assert set(estimators) == {file.stem for file in (CONFIGS / "estimator").glob("*.yaml")}
     for estimator in estimators.values():
         estimator.check(config.latents, config.categories)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(run: "str | Path", which: "Literal['best', 'last'] | None" = None) -> "CategoricalVAE":
-    """The model of a run folder: `encode`, `decode`, `sample`. See `vae.door.load`."""
-    from . import door  # importing vae alone imports no torch
+    """The model of a run folder: `encode`, `decode`, `sample`. See `vae.run_folder.load`."""
+    from . import run_folder  # importing vae alone imports no torch
 
-    return door.load(run, which)
+    return run_folder.load(run, which)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from . import comparison, door, figures, pictures, runs
+from . import comparison, figures, pictures, run_folder, runs
 from .comparison import Group, Model
 from .files import write_atomically
 
@@ -105,8 +105,8 @@ def _pictures(
 ) -> tuple[str, str]:
     """Of the group's best seed: what it makes of test images, and of codes from the prior."""
     best = max(group.runs, key=lambda run: run.numbers(model)["elbo"])
-    network = door.load(best.folder, model)
-    data, _ = library.get(door.read_config(Path(best.folder)))
+    network = run_folder.load(best.folder, model)
+    data, _ = library.get(run_folder.read_config(Path(best.folder)))
     originals = pictures.gallery(data.test, _SHOWN)
     return (
         _data_url(pictures.reconstructions(network, originals)),

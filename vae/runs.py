@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, door
+from . import checkpoint, run_folder
 from .checkpoint import WHICH, Which
 from .comparison import Run, title
 from .data import DataSet, digest, to_float, training_batches
@@ -36,7 +36,7 @@ _FIT_EPOCHS, _FIT_BATCH = 2, 100
 
 def find(path: Path) -> list[Path]:
     """Every run folder at or below the path, sorted."""
-    return sorted(Path(at) for at, _, files in os.walk(path) if door.CONFIG in files)
+    return sorted(Path(at) for at, _, files in os.walk(path) if run_folder.CONFIG in files)
 
 
 class Library:
@@ -46,11 +46,11 @@ class Library:
         self._root = root
         self._read: dict[str, tuple[DataSet, str]] = {}
 
-    def get(self, config: door.Config) -> tuple[DataSet, str]:
+    def get(self, config: run_folder.Config) -> tuple[DataSet, str]:
         """The data set of a run's configuration, and a digest of it. Raises UserError."""
         key = str(config.data)
         if key not in self._read:
-            data = door.load_data(config, self._root)
+            data = run_folder.load_data(config, self._root)
             self._read[key] = data, digest(data)
         return self._read[key]
 
@@ -61,7 +61,7 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     The cache holds as long as checkpoints, images and settings are what they were. On the CPU,
     with the same noise for every run. Raises UserError.
     """
-    config = door.read_config(folder)
+    config = run_folder.read_config(folder)
     data, images = library.get(config)
     there = [which for which in WHICH if checkpoint.exists(folder, which)]
     asked = {
@@ -80,8 +80,8 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     return Run(
         folder=str(folder),
         data=title(data),
-        method=door.method(config, configs),
-        settings=door.settings(config, configs),
+        method=run_folder.method(config, configs),
+        settings=run_folder.settings(config, configs),
         seed=config.seed,
         status=_ENDED.get(status, "unfinished") if status or not summary else "finished",
         measured=measured,
@@ -128,14 +128,14 @@ def measure_gradients(
     as a baseline, it learns first, from two epochs of training images at the model as it is.
     `exact` is left out: the others are measured against it. Raises UserError.
     """
-    config = door.read_config(folder)
+    config = run_folder.read_config(folder)
     data, _ = library.get(config)
-    model, step = door.load(folder, which), door.load_step(folder, which)
-    own = door.method(config, configs)
+    model, step = run_folder.load(folder, which), run_folder.load_step(folder, which)
+    own = run_folder.method(config, configs)
     if names is None:
-        estimators = {own: door.load_estimator(folder, which)}
+        estimators = {own: run_folder.load_estimator(folder, which)}
     else:
-        estimators = door.default_estimators(configs, config, names)
+        estimators = run_folder.default_estimators(configs, config, names)
         for estimator in estimators.values():
             _fit(model, estimator, data)
     x = to_float(data.test.images[:_GRADIENT_IMAGES])
@@ -159,7 +159,7 @@ def _measure(
 ) -> dict[Which, dict[str, float | None]]:
     measured = {}
     for which in there:
-        model = door.load(folder, which)
+        model = run_folder.load(folder, which)
         same = [other for other in measured if _same_step(folder, which, other)]
         measured[which] = (
             measured[same[0]]
@@ -171,7 +171,7 @@ def _measure(
 
 
 def _same_step(folder: Path, one: Which, other: Which) -> bool:
-    return door.load_step(folder, one) == door.load_step(folder, other)
+    return run_folder.load_step(folder, one) == run_folder.load_step(folder, other)
 
 
 def _fit(model: CategoricalVAE, estimator: Estimator, data: DataSet) -> None:

@@ -1,0 +1,213 @@
+"""What a run folder gives back: its configuration, model, estimator and data."""
+
+import importlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from . import checkpoint
+from .data import DataSet, Source
+from .errors import one_line
+from .estimators import Estimator
+from .instantiate import build, first_line
+from .model import CategoricalVAE
+from .networks import Networks
+from .objective import TrainingObjective
+from .optimizers import Optimizer
+from .schedules import Schedule
+from .tracking import Tracking
+from .training import Training
+from .validation import UserError
+
+CONFIG = "config.yaml"
+REPLICAS = "replicas.yaml"
+"""In place of a configuration, where the runs are replicas in folders below."""
+
+Config = DictConfig
+
+
+def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalVAE:
+    """The model of a run folder, on the CPU and in evaluation mode.
+
+    `which` is best (by validation ELBO) or last; by default the best that there is. Raises
+    UserError where the folder is not a run, or its checkpoint is not whole or of another model.
+    """
+    run = Path(run)
+    config = read_config(run)
+    which, content = _checkpoint(run, which)
+    model = build(config, "model", CategoricalVAE)
+    _restore(model, content, "model.", checkpoint.path(run, which))
+    return model.eval()
+
+
+def load_estimator(run: Path, which: checkpoint.Which | None = None) -> Estimator:
+    """The estimator of a run as it was trained.
+
+    Raises UserError, also where the run's objective took none.
+    """
+    config = read_config(run)
+    if config.get("estimator") is None:
+        raise UserError(f"{run} was trained without an estimator")
+    which, content = _checkpoint(run, which)
+    estimator = build(config, "estimator", Estimator)
+    _restore(estimator, content, "estimator.", checkpoint.path(run, which))
+    return estimator
+
+
+def load_step(run: Path, which: checkpoint.Which | None = None) -> int:
+    """The global step at which a run's model stood. Raises UserError."""
+    return _checkpoint(run, which)[1]["step"]
+
+
+def load_data(config: DictConfig, root: str | None = None) -> DataSet:
+    """The data set that a run was trained on, on the CPU; from another root, if one is given.
+
+    Raises UserError.
+    """
+    config = config.copy()
+    if root is not None and "root" in config.data:
+        config.data.root = root
+    return build(config, "data", Source).load(torch.device("cpu"))
+
+
+def read_config(run: Path, name: str = CONFIG) -> DictConfig:
+    """A run's resolved configuration. Raises UserError."""
+    file = run / name
+    try:
+        config = OmegaConf.load(file)
+    except OSError as error:
+        raise UserError(f"{run} is no run folder: it has no {name}") from error
+    except Exception as error:  # PyYAML and OmegaConf share no base class
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
+    if not OmegaConf.is_dict(config):
+        raise UserError(f"{file} holds no configuration")
+    for key in ("data", "model"):
+        if not OmegaConf.is_dict(config.get(key)) or "_target_" not in config[key]:
+            raise UserError(f"{file} names no {key}")
+    for target in _targets(OmegaConf.to_container(config)):
+        if not _is_ours(target):
+            raise UserError(f"{file} would build {target}, which is no part of a run")
+    return config
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
+    """A resolved configuration on one level, by dotted keys; lists as words, nulls left out.
+
+    What a group is goes by the group's own name: estimator: StraightThrough.
+    """
+    level = {}
+    for key, held in config.items():
+        if isinstance(held, dict):
+            level |= flat(held, f"{prefix}{key}.")
+        elif key == "_target_":
+            level[prefix.rstrip(".")] = held.rpartition(".")[2]
+        elif held is not None:
+            level[prefix + key] = str(held) if isinstance(held, list) else held
+    return level
+
+
+def settings(config: DictConfig, configs: Path) -> dict[str, bool | str | float | int]:
+    """All keys of a run's configuration on one level; groups by the names of their options."""
+    return flat(OmegaConf.to_container(config, resolve=True)) | chosen(config, configs)
+
+
+def method(config: DictConfig, configs: Path) -> str:
+    """What a run is called in comparisons: its estimator, or an objective that goes without."""
+    names = chosen(config, configs)
+    return names.get("estimator", names["objective"])
+
+
+def chosen(config: DictConfig, configs: Path) -> dict[str, str]:
+    """The names of a run's estimator, if it has one, and objective, as options of their groups.
+
+    The name of the class where no yaml, or more than one, builds it.
+    """
+    groups = [group for group in ("objective", "estimator") if config.get(group) is not None]
+    names = {}
+    for group in groups:
+        target = config[group]._target_
+        fits = [name for name, built in option_names(configs, group).items() if built == target]
+        names[group] = fits[0] if len(fits) == 1 else target.rpartition(".")[2]
+    return names
+
+
+@cache
+def option_names(configs: Path, group: str) -> dict[str, str]:
+    """The options of a group, and what each builds: yaml names and their `_target_`."""
+    files = sorted((configs / group).glob("*.yaml"))
+    return {file.stem: OmegaConf.load(file).get("_target_") for file in files}
+
+
+def default_estimators(
+    configs: Path, config: DictConfig, names: Iterable[str]
+) -> dict[str, Estimator]:
+    """Estimators at their yaml's settings, by the yaml's name, for the codes of a run's model.
+
+    A schedule that spans a whole run spans this one. Raises UserError.
+    """
+    sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
+    given = [*sizes, f"training.steps={config.training.steps}"]
+    estimators = {}
+    with hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+        for name in names:
+            try:
+                composed = hydra.compose("train", [f"estimator={name}", *given])
+            except HydraException as error:
+                raise UserError(one_line(error)) from error
+            estimators[name] = build(composed, "estimator", Estimator)
+    return estimators
+
+
+_PARTS = (
+    *(Source, Networks, CategoricalVAE, Estimator, Schedule),
+    *(TrainingObjective, Optimizer, Training, Tracking),
+)
+
+
+def _targets(node: object) -> Iterator[object]:
+    """Every `_target_` in a configuration."""
+    if isinstance(node, dict):
+        yield from [held for key, held in node.items() if key == "_target_"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for held in node:
+            yield from _targets(held)
+
+
+def _is_ours(target: object) -> bool:
+    """Run folders are data that people share: they may name what runs are made of, and no more."""
+    module, _, name = str(target).rpartition(".")
+    if not module.startswith("vae."):
+        return False
+    try:
+        held = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(held, type) and issubclass(held, _PARTS)
+
+
+def _checkpoint(
+    run: Path, which: checkpoint.Which | None
+) -> tuple[checkpoint.Which, dict[str, Any]]:
+    """By default the best that there is."""
+    if which is None:
+        which = "best" if checkpoint.exists(run, "best") else "last"
+    return which, checkpoint.load(run, which)
+
+
+def _restore(module: nn.Module, content: dict[str, Any], prefix: str, file: Path) -> None:
+    """Gives a part of the objective its trained state."""
+    state = content["objective"]
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        part = prefix.rstrip(".")
+        raise UserError(f"{file} holds another {part} than {CONFIG} names") from error
