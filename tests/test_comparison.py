@@ -82,6 +82,15 @@ def test_the_settings_of_another_estimator_are_no_difference():
     assert differing(settings) == ["estimator", "estimator.temperature"]
 
 
+def test_what_only_repeats_a_key_above_is_said_once():
+    settings = [{"latents": size, "model.latents": size, "model.width": size} for size in (4, 8)]
+    assert differing(settings) == ["latents", "model.width"]
+    settings.append(
+        {"latents": 4, "model.latents": 5, "model.width": 4}
+    )  # says something of its own
+    assert differing(settings) == ["latents", "model.latents", "model.width"]
+
+
 def test_a_schedule_differs_from_a_number_by_its_name_alone():
     settings = [
         {"estimator": "a", "estimator.temperature": 0.5},

@@ -151,7 +151,8 @@ def differing(settings: list[dict[str, Setting]]) -> list[str]:
 
     A key below another, as estimator.temperature below estimator, counts only where it differs
     between settings that agree in all keys above it: another estimator has another temperature,
-    and the estimator says so.
+    and the estimator says so. One that repeats a key of its own name, as model.latents repeats
+    latents, is left out.
     """
     keys = list(dict.fromkeys(key for each in settings for key in each))
     shown = []
@@ -163,7 +164,12 @@ def differing(settings: list[dict[str, Setting]]) -> list[str]:
             values.setdefault(context, set()).add(each.get(key))
         if any(len(different) > 1 for different in values.values()):
             shown.append(key)
-    return shown
+    return [key for key in shown if not _repeats(key, settings)]
+
+
+def _repeats(key: str, settings: list[dict[str, Setting]]) -> bool:
+    group, _, name = key.rpartition(".")
+    return bool(group) and all(name in each and each[name] == each.get(key) for each in settings)
 
 
 def find(groups: list[Group], description: str) -> Group:
