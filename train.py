@@ -5,6 +5,7 @@ jobs of a sweep, which Hydra's launchers run here, over the cores or on a cluste
 with the number that a search maximises, its validation ELBO.
 """
 
+import argparse
 import logging
 import os
 import sys
@@ -236,10 +237,19 @@ def _complain_of_thread(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
+def _let_hydra_parse() -> None:
+    """Python 3.14's argparse looks into every help text as soon as it is given one, and one of
+    Hydra 1.3's is no text before it is printed: https://github.com/facebookresearch/hydra/issues/3121
+    """
+    if hasattr(argparse.ArgumentParser, "_check_help"):
+        argparse.ArgumentParser._check_help = lambda self, action: None
+
+
 def main() -> int:
     from vae import signals, sweep
     from vae.errors import is_of_groups
 
+    _let_hydra_parse()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and its errors are worded here
     status = 0
     try:

@@ -1,5 +1,6 @@
 """The doors, as a user meets them: what is printed, what is left on the disk, the exit status."""
 
+import argparse
 import json
 import os
 import re
@@ -154,6 +155,24 @@ def test_a_failing_job_leaves_the_rest_of_the_sweep_alone(tmp_path):
     assert "estimator: Exact enumerates" in done.stderr
     (finished,) = (tmp_path / "sweep").glob("*/summary.json")
     assert json.loads(finished.read_text())["steps"] == 2
+
+
+def test_help_is_there_where_argparse_reads_it_at_once(tmp_path, script, monkeypatch):
+    """As since Python 3.14, for which Hydra 1.3 was not made."""
+    add = argparse.ArgumentParser.add_argument
+
+    def read(self, action):
+        assert action.help is None or "%" not in action.help
+
+    def add_and_read(self, *names, **options):
+        action = add(self, *names, **options)
+        self._check_help(action)
+        return action
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", read, raising=False)
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_and_read)
+    status, out, _ = script("train.py", "--hydra-help", cwd=tmp_path)
+    assert status == 0 and "Install or Uninstall shell completion" in out
 
 
 def test_help_is_there_without_torch(tmp_path):

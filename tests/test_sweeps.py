@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import joblib
+import psutil
 import pytest
 import torch
 import yaml
@@ -81,14 +82,13 @@ def eventually(true) -> bool:
 
 def alive(group: int, word: str = "") -> list[int]:
     """The processes of a group that have not ended and whose command line holds the word."""
-    command = ["ps", "-ww", "-eo", "pid=,pgid=,stat=,args="]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 3) for line in listed.splitlines()]
-    return [
-        int(pid)
-        for pid, pgid, state, args in rows
-        if int(pgid) == group and not state.startswith("Z") and word in args
-    ]
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            if os.getpgid(process.pid) == group and not ended:
+                found += [process.pid] if word in " ".join(process.cmdline()) else []
+    return found
 
 
 def epochs(sweep: Path) -> list[int]:
