@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae import published  # noqa: F401  # what option files ask, also where no door is imported
+from vae import published  # noqa: F401  # the resolvers of option files, for tests that compose
 
 ROOT = Path(__file__).parents[1]
 TINY = [

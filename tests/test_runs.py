@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -250,6 +252,15 @@ def test_any_estimator_is_measured_on_a_runs_model(sweep, evaluate, tmp_path):
     assert pd.read_csv(StringIO(printed)).estimator.tolist() == ["disarm", "rebar"]
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"gradients.svg", "gradients_along_training.svg"}
+
+
+def test_a_process_that_only_evaluates_knows_what_option_files_ask_for(sweep):
+    """In one of its own: here, other tests have imported all that there is."""
+    words = ["--gradients", "--draws", "2", "--estimators", "reinmax"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(first(sweep)), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "reinmax" in done.stdout
 
 
 def test_all_means_every_yaml(sweep, monkeypatch):

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, published  # noqa: F401  # option files ask for what was published
 from .data import DataSet, Source
 from .errors import one_line
 from .estimators import Estimator
