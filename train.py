@@ -270,6 +270,9 @@ def main() -> int:
             wrong = ", ".join(groups)
             _complain(f"{wrong}: a group takes the name of an option, as in estimator=reinmax")
             return 2
+        elif str(error).startswith("Only one of --run"):
+            _complain(str(error))
+            return 2
         else:
             raise
     except RuntimeError as error:

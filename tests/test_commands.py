@@ -175,6 +175,12 @@ def test_help_is_there_where_argparse_reads_it_at_once(tmp_path, script, monkeyp
     assert status == 0 and "Install or Uninstall shell completion" in out
 
 
+def test_flags_that_exclude_each_other_are_said_in_one_line(tmp_path, script):
+    status, _, errors = script("train.py", "-m", "--cfg", "job", cwd=tmp_path)
+    assert status == 2 and errors.count("\n") == 1
+    assert errors.startswith("train.py: Only one of --run, --multirun, --cfg")
+
+
 def test_help_is_there_without_torch(tmp_path):
     code = (
         "import runpy, sys; sys.argv = ['train.py', '--help']\n"
