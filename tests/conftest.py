@@ -36,12 +36,8 @@ def _float64_and_seeded():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
-    """A short sweep over two estimators and three seeds, by the real command."""
-    cwd = tmp_path_factory.mktemp("trained")
-    choice = ["-m", "estimator=straight_through,reinforce_moving_average", "seed=0,1,2"]
-    words = [*choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep"]
+def train_in(cwd: Path, *words: str) -> None:
+    """The real command, in a process of its own, on one thread."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words],
         cwd=cwd,
@@ -51,6 +47,14 @@ def trained(tmp_path_factory) -> Path:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A short sweep over two estimators and three seeds, by the real command."""
+    cwd = tmp_path_factory.mktemp("trained")
+    choice = ["-m", "estimator=straight_through,reinforce_moving_average", "seed=0,1,2"]
+    train_in(cwd, *choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep")
     return cwd / "sweep"
 
 

@@ -4,7 +4,6 @@ Needs Chromium and its driver (Debian: chromium, chromium-driver); skipped where
 Screenshots of every tab are left in pytest's temporary folder.
 """
 
-import os
 import re
 import shutil
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY, train_in
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -87,22 +86,8 @@ def address(trained: Path) -> Iterator[str]:
 def replicas_address(tmp_path_factory) -> Iterator[str]:
     """One over three replicas, three epochs each, with what they have in common."""
     cwd = tmp_path_factory.mktemp("replicas")
-    words = [
-        *TINY,
-        "training.epochs=3",
-        "training.steps=null",
-        "seeds=3",
-        "hydra.run.dir=runs/parent",
-    ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    longer = ["training.epochs=3", "training.steps=null"]
+    train_in(cwd, *TINY, *longer, "seeds=3", "hydra.run.dir=runs/parent")
     with server(cwd / "runs", b"seed_2") as address:
         yield address
 
