@@ -70,9 +70,10 @@ def count(word: str) -> int:
 def main() -> int:
     arguments = parse()
     from vae import machine
-    from vae.validation import UserError
 
     machine.prepare()
+    from vae.validation import UserError
+
     try:
         return (gradients if arguments.gradients else compare)(arguments)
     except UserError as error:  # what is wrong with one run is said of that run, and no end

@@ -40,12 +40,11 @@ def run(config: DictConfig, folder: Path) -> None:
     """
     from tqdm import tqdm
 
-    from vae import checkpoint, door, machine, run_state
+    from vae import checkpoint, door, run_state
     from vae.trainee import Diverged
     from vae.training import train
 
     tqdm.set_lock(threading.RLock())  # a semaphore, its default, outlives a process that is killed
-    machine.prepare()
     with ExitStack() as stack:
         experiments = door.prepare(config, folder, stack)
         first, folders = experiments[0], [experiment.folder for experiment in experiments]
@@ -181,6 +180,9 @@ def job(config: DictConfig) -> float | None:
 
     Returns the run's score, or None where there is none: then it has failed.
     """
+    from vae import machine
+
+    machine.prepare()
     from vae import door, run_state
     from vae.signals import Interrupted
     from vae.trainee import Diverged

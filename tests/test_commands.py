@@ -137,6 +137,20 @@ def test_evaluate_gives_the_numbers_of_the_run(run, tmp_path):
     assert rows[0].items() >= summary(run)["test"]["last"].items()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux alone")
+@pytest.mark.parametrize(
+    ("script", "policy", "spins"),
+    [("train.py", None, "10000"), ("evaluate.py", None, "10000"), ("evaluate.py", "passive", "0")],
+)
+def test_threads_that_wait_leave_their_core_soon(script, policy, spins, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # OpenMP says what holds when it is loaded
+    if policy is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    wrong = {"train.py": "training.epochs=0", "evaluate.py": "nowhere"}  # both know it late
+    said = command(script, wrong[script], cwd=tmp_path).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
 def test_load_gives_a_model_to_python(run):
     model = vae.load(run)
     logits = model.encode(torch.zeros(3, 784))
