@@ -24,6 +24,7 @@ from vae.data import Batches, DataSet, Split
 from vae.estimators import Exact, StraightThroughGumbel
 from vae.objective import NegativeELBO, TrainingObjective
 from vae.optimizers import SGD, Adam, AdamW, Optimizer, RAdam
+from vae.replicas import Replicas
 from vae.schedules import Linear
 from vae.step import TrainingStep
 from vae.trainee import Trained
@@ -177,6 +178,30 @@ def test_what_waits_is_seen(device, wait):
     x = torch.rand(5, device=device)
     with pytest.raises(RuntimeError, match="synchroni[sz]"), watched(device):
         wait(x)
+
+
+# Nothing is on another device
+
+
+@pytest.mark.parametrize("replicas", [1, R])
+@pytest.mark.parametrize(
+    "choice",
+    [f"estimator={name}" for name in NAMES] + [f"objective={name}" for name in OBJECTIVES],
+)
+def test_what_is_made_on_the_way_is_made_where_the_model_is(choice, replicas):
+    """The meta device computes nothing, and refuses tensors of the CPU as a GPU does."""
+    objectives = [composed(seed, choice).float().to("meta") for seed in range(replicas)]
+    pixels = math.prod(objectives[0].model.image_shape)
+    stacked = Replicas(objectives)
+    terms = stacked(
+        torch.rand(replicas, 5, pixels, device="meta"),
+        torch.zeros((), dtype=torch.long, device="meta"),
+    )
+    terms.loss.mean(1).sum().backward()
+    stacked.share_out_gradients()
+    assert all(p.grad.is_meta for p in objectives[0].model.decoder.parameters())
+    with pytest.raises(RuntimeError, match="device"):
+        terms.loss + torch.ones(5)
 
 
 # Captured and not: the same
