@@ -49,6 +49,12 @@ def train_in(cwd: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def written(folder: Path) -> dict[Path, int]:
+    """When each file at or below a folder was, in ns; a lock is filelock's, to touch or remove."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A short sweep over two estimators and three seeds, by the real command."""

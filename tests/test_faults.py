@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import written
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vae
@@ -231,11 +232,11 @@ def test_replicas_are_killed_at_random_and_gone_on_with(three, tmp_path, seed):
 
 
 def test_a_finished_run_says_so_and_ends(whole, inside):
-    before = {file: file.stat().st_mtime_ns for file in whole.iterdir()}
+    before = written(whole)
     code, out, _ = inside(*SMALL, *EPOCHS, "hydra.run.dir=whole", cwd=whole.parent)
     assert code == 0
     assert "is finished: nothing to do" in out
-    assert {file: file.stat().st_mtime_ns for file in whole.iterdir()} == before
+    assert written(whole) == before
 
 
 def test_resume_goes_on_for_longer(whole, tmp_path, inside):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import written
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
@@ -131,9 +132,8 @@ def test_each_replica_is_the_ordinary_run_of_its_seed(finished, tmp_path, train)
 def test_the_parent_holds_what_they_have_in_common(finished):
     assert folders(finished) == ["seed_0", "seed_1"]
     (events,) = finished.glob("events.*")
-    assert {file.name for file in finished.iterdir() if file.is_file()} == {
-        *("replicas.yaml", ".lock", events.name)
-    }
+    own = {file for file in written(finished) if file.parent == finished}
+    assert own == {finished / "replicas.yaml", events}
     config = yaml.safe_load((finished / "replicas.yaml").read_text())
     assert (config["seeds"], config["seed"], config["training"]["steps"]) == (2, 0, 80)
     assert [status(finished / name) for name in folders(finished)] == ["finished"] * 2
@@ -207,10 +207,10 @@ def test_a_sweep_of_two_estimators_over_two_seeds(tmp_path, train, script):
 
 
 def test_the_same_command_again_has_nothing_to_do(parent, tmp_path, train):
-    before = {file: file.stat().st_mtime_ns for file in parent.rglob("*")}
+    before = written(parent)
     code, out, _ = train(*TWO, cwd=tmp_path)
     assert code == 0 and "parent is finished: nothing to do" in out
-    assert {file: file.stat().st_mtime_ns for file in parent.rglob("*")} == before
+    assert written(parent) == before
 
 
 def test_all_of_them_go_further(finished, parent, tmp_path, train):
@@ -259,13 +259,12 @@ def test_one_that_is_too_far_ahead_is_said_in_one_line(parent, tmp_path, train):
 
 @pytest.mark.parametrize("held", [".", "seed_1"])
 def test_another_process_is_kept_out(parent, tmp_path, train, held):
-    before = {file: file.stat().st_mtime_ns for file in parent.rglob("*")}
+    before = written(parent)
     with run_state.locked(parent / held):
         code, _, err = train(f"resume={parent}", "training.epochs=3", cwd=tmp_path)
     assert code == 2 and err.count("\n") == 1
     assert "another process is at work on this run" in err
-    after = {file: file.stat().st_mtime_ns for file in parent.rglob("*") if file.name != ".lock"}
-    assert after == {file: time for file, time in before.items() if file.name != ".lock"}
+    assert written(parent) == before
 
 
 @pytest.mark.parametrize(
