@@ -20,8 +20,11 @@ def prepare() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    import numpy
     import torch
 
+    for kind in (numpy.float32, numpy.float64):
+        numpy.finfo(kind)  # asked later, numpy before 2.4 would warn that there are no denormals
     torch.set_flush_denormal(True)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
