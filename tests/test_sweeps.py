@@ -199,14 +199,31 @@ printf 'JobID|State|NodeList\\n7_0|RUNNING|here\\n7_1|RUNNING|here\\n'
 """
 
 
+CANCELLED = {
+    "sbatch": """#!/bin/bash
+error=$(sed -n 's/^#SBATCH --error=//p' "$1" | sed 's/%A/7/g; s/%a/0/g')
+mkdir -p "$(dirname "$error")"; echo "slurmstepd: JOB 7 CANCELLED" > "$error"
+echo "Submitted batch job 7"
+""",
+    "sacct": """#!/bin/bash
+printf 'JobID|State|NodeList\\n7_0|CANCELLED by 0|here\\n7_1|RUNNING|here\\n'
+""",
+}
+
+
+def on_slurm(scripts: dict[str, str], cwd: Path, *words: str) -> tuple[int, str, str]:
+    """A sweep where these commands are what there is of Slurm."""
+    for name, script in scripts.items():
+        (cwd / name).write_text(script)
+        (cwd / name).chmod(0o755)
+    path = f"{cwd}:{os.environ['PATH']}"
+    return finish(start("hydra/launcher=slurm", *words, *SHORT, cwd=cwd, PATH=path))
+
+
 def test_slurm_gets_what_it_needs_and_answers_as_any_sweep(tmp_path):
-    for name, script in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT}.items():
-        (tmp_path / name).write_text(script)
-        (tmp_path / name).chmod(0o755)
-    words = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "estimator=exact"]
-    words += ["estimator.limit=10,100", *SHORT]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    status, out, err = finish(start(*words, cwd=tmp_path, PATH=path))
+    scripts = {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT}
+    words = ["hydra.launcher.cpus_per_task=1", "estimator=exact", "estimator.limit=10,100"]
+    status, out, err = on_slurm(scripts, tmp_path, *words)
     assert status == 2 and err.count("\n") == 1 and "#0: estimator: Exact enumerates" in err
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep) == ["finished"]
@@ -214,6 +231,12 @@ def test_slurm_gets_what_it_needs_and_answers_as_any_sweep(tmp_path):
     flags = (tmp_path / "script").read_text()
     for flag in ("requeue", "signal=USR2@120", "time=240", "cpus-per-task=1", "array=0-1%2"):
         assert f"#SBATCH --{flag}\n" in flags
+
+
+def test_a_job_that_slurm_has_cancelled_is_said_in_one_line(tmp_path):
+    status, _, err = on_slurm(CANCELLED, tmp_path, "seed=0,1")
+    assert status == 1 and err.count("\n") == 1
+    assert err.endswith("has not produced any output (state: CANCELLED by 0)\n")
 
 
 def test_where_there_is_no_slurm_it_says_so(tmp_path, inside, monkeypatch):

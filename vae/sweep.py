@@ -84,4 +84,5 @@ def lost(error: RuntimeError) -> str | None:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_globals["__name__"].partition(".")[0] not in ("joblib", "submitit"):
         return None
-    return " ".join(str(error).partition("---")[0].split())
+    said, _, _ = str(error).partition("---")  # what the job printed comes below
+    return " ".join(said.split()).removesuffix(" Error stream produced:")
