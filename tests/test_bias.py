@@ -314,6 +314,39 @@ def test_minimum_variance_goes_from_straight_through_to_its_limit():
     assert_close(large, limit, rtol=0, atol=1e-5)
 
 
+def minimum_variance_by_hand(p: torch.Tensor, x: int, tau: float | None) -> torch.Tensor:
+    """S of the sampled category x, as published: p (K,) -> (K, K)."""
+    j, pairs = torch.diag(p) - p.outer(p), p.unsqueeze(1) + p
+    if tau is None:
+        weights = (p.outer(p) / pairs).fill_diagonal_(0)
+        c = torch.linalg.pinv(torch.diag(weights.sum(1)) - weights) @ j / 2
+        rows = (p / (p[x] + p)).unsqueeze(1) * (c - c[x])
+        rows[x] = (torch.eye(len(p))[x] - p) / 2
+        return rows
+    up, a = 1 + tau * p, -tau * p.outer(p) / (1 + tau * pairs)
+    a.diagonal().copy_(up * (p / (1 + tau * pairs)).sum(1) - tau * p**2 / (1 + 2 * tau * p))
+    v = torch.linalg.solve(a, (up / (1 + 2 * tau * p)).unsqueeze(1) * j)
+    rows = up.unsqueeze(1) * v - tau * p.unsqueeze(1) * v[x]
+    rows[x] += tau * j[x]
+    return rows / (1 + tau * (p + p[x])).unsqueeze(1)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1.0, 30.0, 1e4, None])
+@pytest.mark.parametrize("categories", [2, 5, 16])
+def test_minimum_variance_is_its_formula(categories, tau):
+    logits = torch.randn(3, N, categories, requires_grad=True)
+    z = one_hot_argmax(torch.randn(2, 3, N, categories))
+    g = torch.randn(2, 3, N, categories)
+    surrogate = MinimumVariance(temperature=1.0).surrogate(z, logits, tau)
+    (gradient,) = torch.autograd.grad((surrogate * g).sum(), logits)
+    p = logits.detach().softmax(-1)
+    formula = torch.zeros_like(p)
+    for s, b, n in itertools.product(range(2), range(3), range(N)):
+        x = int(z[s, b, n].argmax())
+        formula[b, n] += minimum_variance_by_hand(p[b, n], x, tau).T @ g[s, b, n]
+    assert_close(gradient, formula, rtol=0, atol=1e-11)
+
+
 def softmax_jacobian(q: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """(diag(q) - q q^T) g."""
     return q * g - q * (q * g).sum(-1, keepdim=True)
