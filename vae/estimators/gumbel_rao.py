@@ -8,23 +8,24 @@ from ..schedules import PositiveSchedule, Value
 from ..validation import Count, validated
 from .base import Surrogate, linear_surrogate
 
+_DRAWS = 10  # of the noise, at a time
 
 def rao_blackwell_jacobian(
     logits: Tensor, z: Tensor, temperature: Value, inner_samples: int
 ) -> Tensor:
     """Mean Jacobian of softmax(. / tau) at perturbed logits whose argmax is z: (S, B, N, K, K).
 
-    The mean is over `inner_samples` draws of the noise, one after the other: memory does not grow
-    with them. No gradient passes.
+    The mean is over `inner_samples` draws of the noise, a few at a time: memory does not grow with
+    them. No gradient passes.
     """
     with torch.no_grad():
-        mean = torch.zeros_like(z)
-        square = torch.zeros_like(z).unsqueeze(-1) * z.unsqueeze(-2)
-        for _ in range(inner_samples):
-            s = (conditional_gumbel(logits, z) / temperature).softmax(-1)
-            mean = mean + s
-            square = square + s.unsqueeze(-1) * s.unsqueeze(-2)
-        return (torch.diag_embed(mean) - square) / (inner_samples * temperature)
+        total = 0
+        for done in range(0, inner_samples, _DRAWS):
+            draws = min(_DRAWS, inner_samples - done)
+            perturbed = conditional_gumbel(logits, z.expand(draws, *z.shape))
+            s = (perturbed / temperature).softmax(-1)  # (draws, S, B, N, K)
+            total = total + torch.diag_embed(s.sum(0)) - s.movedim(0, -1) @ s.movedim(0, -2)
+        return total / (inner_samples * temperature)
 
 
 class RaoBlackwellized(Surrogate):
