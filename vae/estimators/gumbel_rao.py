@@ -10,6 +10,7 @@ from .base import Surrogate, linear_surrogate
 
 _DRAWS = 10  # of the noise, at a time
 
+
 def rao_blackwell_jacobian(
     logits: Tensor, z: Tensor, temperature: Value, inner_samples: int
 ) -> Tensor:
