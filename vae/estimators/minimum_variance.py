@@ -97,27 +97,26 @@ def _pull(g: Tensor, p: Tensor, z: Tensor, tau_p: Tensor, tau_z: Tensor, a: Tens
 
 
 def _limit_system(p: Tensor) -> Tensor:
-    """What `_system` tends to as tau does to infinity, transposed: (B, N, K) -> (B, N, K, K).
+    """M of M^T C = (I - 1 p^T) / 2, for tau at infinity: probabilities (B, N, K) -> (B, N, K, K).
 
     C = G^+ J / 2, with G the Laplacian of the weights p_i p_j / (p_i + p_j). Only differences of
-    its rows matter, and G C = J / 2 is solved with row i divided by p_i, which leaves nothing
+    C's rows matter, and G C = J / 2 is solved with row i divided by p_i, which leaves nothing
     small; 1 p^T fills the null space.
     """
     p = p.clamp_min(torch.finfo(p.dtype).tiny)
     row, column = p.unsqueeze(-1), p.unsqueeze(-2)
     share = column / (row + column)  # (B, N, K, K): p_j / (p_i + p_j)
     share.diagonal(dim1=-2, dim2=-1).zero_()
-    degree = share.sum(-1)
-    a = column - share
-    a.diagonal(dim1=-2, dim2=-1).add_(degree)
-    return a.mT
+    m = column - share
+    m.diagonal(dim1=-2, dim2=-1).add_(share.sum(-1))
+    return m.mT
 
 
-def _pull_in_the_limit(g: Tensor, p: Tensor, z: Tensor, a: Tensor) -> Tensor:
+def _pull_in_the_limit(g: Tensor, p: Tensor, z: Tensor, m: Tensor) -> Tensor:
     """S^T g, where row i of S is p_i / (p_x + p_i) (C_i - C_x), and row x is (e_x - p) / 2."""
     p = p.clamp_min(torch.finfo(p.dtype).tiny)
     others = (1 - z) * g * p / (p + (z * p).sum(-1, keepdim=True))
-    to_c = _solve(a, others - z * others.sum(-1, keepdim=True))
+    to_c = _solve(m, others - z * others.sum(-1, keepdim=True))
     sampled = z * g
     return (to_c + sampled - p * (to_c + sampled).sum(-1, keepdim=True)) / 2
 
