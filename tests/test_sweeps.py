@@ -234,7 +234,7 @@ def test_slurm_gets_what_it_needs_and_answers_as_any_sweep(tmp_path):
 
 
 def test_a_job_that_slurm_has_cancelled_is_said_in_one_line(tmp_path):
-    status, _, err = on_slurm(CANCELLED, tmp_path, "seed=0,1")
+    status, _, err = on_slurm(CANCELLED | {"srun": SRUN}, tmp_path, "seed=0,1")
     assert status == 1 and err.count("\n") == 1
     assert err.endswith("has not produced any output (state: CANCELLED by 0)\n")
 
