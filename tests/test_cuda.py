@@ -36,6 +36,7 @@ WAYS = [
     pytest.param("cuda", False, id="cuda", marks=needs_cuda),
     pytest.param("cuda", True, id="cuda-captured", marks=needs_cuda),
 ]
+CHOICES = [f"estimator={name}" for name in NAMES] + [f"objective={name}" for name in OBJECTIVES]
 KINDS = [Adam, AdamW, RAdam, SGD]
 RAMP = Linear(start=0.02, end=0.001, steps=20)
 
@@ -135,10 +136,7 @@ def test_no_optimizer_waits(kind, redraw, clip, replicas, device, capture):
 
 @pytest.mark.parametrize("device, capture", WAYS)
 @pytest.mark.parametrize("replicas", [1, R])
-@pytest.mark.parametrize(
-    "choice",
-    [f"estimator={name}" for name in NAMES] + [f"objective={name}" for name in OBJECTIVES],
-)
+@pytest.mark.parametrize("choice", CHOICES)
 def test_no_estimator_and_no_objective_waits(choice, replicas, device, capture):
     objectives = [composed(seed, choice) for seed in range(replicas)]
     assert_nothing_waits(objectives, Adam, device, capture)
@@ -184,10 +182,7 @@ def test_what_waits_is_seen(device, wait):
 
 
 @pytest.mark.parametrize("replicas", [1, R])
-@pytest.mark.parametrize(
-    "choice",
-    [f"estimator={name}" for name in NAMES] + [f"objective={name}" for name in OBJECTIVES],
-)
+@pytest.mark.parametrize("choice", CHOICES)
 def test_what_is_made_on_the_way_is_made_where_the_model_is(choice, replicas):
     """The meta device computes nothing, and refuses tensors of the CPU as a GPU does."""
     objectives = [composed(seed, choice).float().to("meta") for seed in range(replicas)]

@@ -56,7 +56,7 @@ def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
             super().scalars(step, epoch, values)
             ticks.append(time.perf_counter())
 
-    machine.prepare()
+    machine.prepare()  # too late for how OpenMP's threads wait, which quiet cores do not show
     ticks: list[float] = []
     data = Torchvision(dataset="MNIST", binarize="none", validation=0, root=root)
     networks = MLP(encoder_sizes=[512, 256], decoder_sizes=[256, 512], activation="relu")

@@ -34,14 +34,16 @@ CASES = (
 
 
 def measure(case: Case, root: str, images: int, samples: int) -> dict[str, float]:
+    from vae import machine
+
+    machine.prepare()
     import torch
 
-    from vae import evaluation, machine
+    from vae import evaluation
     from vae.data import Torchvision
     from vae.model import CategoricalVAE
     from vae.networks import MLP
 
-    machine.prepare()
     torch.manual_seed(0)
     networks = MLP(encoder_sizes=[512, 256], decoder_sizes=[256, 512], activation="relu")
     model = CategoricalVAE(networks, latents=case.latents, categories=case.categories)

@@ -20,13 +20,14 @@ def rao_blackwell_jacobian(
     them. No gradient passes.
     """
     with torch.no_grad():
-        total = 0
+        mean = square = 0
         for done in range(0, inner_samples, _DRAWS):
             draws = min(_DRAWS, inner_samples - done)
             perturbed = conditional_gumbel(logits, z.expand(draws, *z.shape))
             s = (perturbed / temperature).softmax(-1)  # (draws, S, B, N, K)
-            total = total + torch.diag_embed(s.sum(0)) - s.movedim(0, -1) @ s.movedim(0, -2)
-        return total / (inner_samples * temperature)
+            mean = mean + s.sum(0)
+            square = square + s.movedim(0, -1) @ s.movedim(0, -2)
+        return (torch.diag_embed(mean) - square) / (inner_samples * temperature)
 
 
 class RaoBlackwellized(Surrogate):

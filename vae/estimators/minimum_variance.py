@@ -41,6 +41,7 @@ class MinimumVariance(Pathwise):
         with torch.no_grad():
             p, z = logits.double().softmax(-1), z.double()
             if temperature is None:
+                p = p.clamp_min(torch.finfo(p.dtype).tiny)
                 pull, held = _pull_in_the_limit, (p, z, _limit_system(p))
             else:
                 tau_p, tau_z = temperature * p, temperature * z
@@ -103,7 +104,6 @@ def _limit_system(p: Tensor) -> Tensor:
     C's rows matter, and G C = J / 2 is solved with row i divided by p_i, which leaves nothing
     small; 1 p^T fills the null space.
     """
-    p = p.clamp_min(torch.finfo(p.dtype).tiny)
     row, column = p.unsqueeze(-1), p.unsqueeze(-2)
     share = column / (row + column)  # (B, N, K, K): p_j / (p_i + p_j)
     share.diagonal(dim1=-2, dim2=-1).zero_()
@@ -114,7 +114,6 @@ def _limit_system(p: Tensor) -> Tensor:
 
 def _pull_in_the_limit(g: Tensor, p: Tensor, z: Tensor, m: Tensor) -> Tensor:
     """S^T g, where row i of S is p_i / (p_x + p_i) (C_i - C_x), and row x is (e_x - p) / 2."""
-    p = p.clamp_min(torch.finfo(p.dtype).tiny)
     others = (1 - z) * g * p / (p + (z * p).sum(-1, keepdim=True))
     to_c = _solve(m, others - z * others.sum(-1, keepdim=True))
     sampled = z * g
