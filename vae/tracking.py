@@ -14,11 +14,11 @@ metrics.jsonl holds no clock: two runs of the same command on the same CPU write
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -78,11 +78,12 @@ class Spread(AbstractContextManager["Spread"]):
     def scalars(self, step: int, lines: Sequence[dict[str, float]]) -> None:
         """What each replica logs at the step."""
         for name in lines[0]:
-            values = [line[name] for line in lines if name in line]
-            mean = statistics.fmean(values)
+            own = [line[name] for line in lines if name in line]
+            values = torch.tensor(own, dtype=torch.float64)  # statistics refuses what is no number
+            mean = values.mean().item()
             self._writer.add_scalar(name, mean, step)
             if name.partition("/")[0] in _SPREAD and len(values) > 1:
-                deviation = statistics.stdev(values)
+                deviation = values.std().item()
                 self._writer.add_scalar(f"{name}_low", mean - deviation, step)
                 self._writer.add_scalar(f"{name}_high", mean + deviation, step)
         self._writer.flush()
