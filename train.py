@@ -8,6 +8,7 @@ with the number that a search maximises, its validation ELBO.
 import argparse
 import logging
 import os
+import signal
 import sys
 import threading
 from collections import Counter
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONFIGS = Path(__file__).parent / "configs"
+
 
 def run(config: DictConfig, folder: Path) -> None:
     """Builds what the configuration names, trains it in `folder` and reports the test bounds.
@@ -40,7 +43,7 @@ def run(config: DictConfig, folder: Path) -> None:
     """
     from tqdm import tqdm
 
-    from vae import checkpoint, door, run_state
+    from vae import door, run_state
     from vae.trainee import Diverged
     from vae.training import train
 
@@ -48,11 +51,11 @@ def run(config: DictConfig, folder: Path) -> None:
     with ExitStack() as stack:
         experiments = door.prepare(config, folder, stack)
         first, folders = experiments[0], [experiment.folder for experiment in experiments]
-        steps = checkpoint.steps(folders)
+        step = max(experiment.step for experiment in experiments)
         standing = stack.enter_context(run_state.Standing(folders))
-        if max(steps):
-            log.info("going on after step %d", max(steps))
-        runs = tracked(experiments, folder, steps, stack)
+        if step:
+            log.info("going on after step %d", step)
+        runs = tracked(experiments, folder, stack)
         outcomes = train(runs, first.data, first.training, first.tracking)
         rows, diverged = [], []
         for experiment, own, outcome in zip(experiments, runs, outcomes, strict=True):
@@ -70,9 +73,7 @@ def run(config: DictConfig, folder: Path) -> None:
         raise Diverged("; ".join(diverged))
 
 
-def tracked(
-    experiments: "list[Experiment]", folder: Path, steps: list[int], stack: ExitStack
-) -> "list[Run]":
+def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> "list[Run]":
     """The runs that the experiments are, with what logs them open until the stack is closed."""
     from vae.environment import environment
     from vae.tracking import Spread, Tracker, write_json
@@ -81,16 +82,17 @@ def tracked(
     made_with = environment(experiments[0].data.train.images.device)
     made_with = {"overrides": list(HydraConfig.get().overrides.task), **made_with}
     alike = Counter(experiment.setting for experiment in experiments)
+    step = max(experiment.step for experiment in experiments)
     spreads = {
-        setting: stack.enter_context(Spread(folder / setting, max(steps)))
+        setting: stack.enter_context(Spread(folder / setting, step))
         for setting, count in alike.items()
         if count > 1
     }
     runs = []
-    for experiment, step in zip(experiments, steps, strict=True):
+    for experiment in experiments:
         write_json(experiment.folder / "environment.json", made_with)
-        tracker = stack.enter_context(Tracker(experiment.folder, step))
-        if not step:
+        tracker = stack.enter_context(Tracker(experiment.folder, experiment.step))
+        if not experiment.step:
             tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
         runs.append(
             Run(
@@ -111,10 +113,9 @@ def conclude(
     """Measures a trained model; the numbers go to TensorBoard and a file, and are returned."""
     from vae import evaluation, pictures, run_folder
     from vae.data import fixed_draw, to_float
-    from vae.tracking import SUMMARY, write_json
+    from vae.run_state import SUMMARY
+    from vae.tracking import write_json
 
-    choices = HydraConfig.get().runtime.choices  # names of options say more than those of classes
-    choices = {group: choices[group] for group in ("estimator", "objective")}
     data, settings = experiment.data, experiment.settings
     epochs = {"best": trained.best_epoch, "last": trained.epochs}
     models = {
@@ -132,7 +133,7 @@ def conclude(
     after = trained.steps + 1  # a run that goes on, or that has to say this again, drops it
     tracker.results(
         after,
-        run_folder.flat(experiment.config) | {key: name for key, name in choices.items() if name},
+        run_folder.settings(OmegaConf.create(experiment.config), CONFIGS),
         {
             f"{name}/test": value
             for name, value in final.items()
@@ -180,18 +181,34 @@ def job(config: DictConfig) -> float | None:
 
     Returns the run's score, or None where there is none: then it has failed.
     """
+    from vae import signals
+
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    made = Path(HydraConfig.get().runtime.output_dir)
+    folder = made if config.resume is None else Path(config.resume)
+    try:
+        return attempt(config, folder, sweeping)
+    except (signals.Interrupted, KeyboardInterrupt) as interrupted:
+        _discard(made)
+        if sweeping:
+            way_on = f"sweep={Path(HydraConfig.get().sweep.dir).name}"
+        else:
+            way_on = f"resume={folder}" if folder.exists() else None
+        sys.exit(_interrupted(interrupted, way_on))
+    finally:
+        _discard(made)  # Hydra made it before anything was checked
+
+
+def attempt(config: DictConfig, folder: Path, sweeping: bool) -> float | None:
+    """The run, and its score. What goes wrong is said in a line; it ends all but a sweep."""
     from vae import machine
 
     machine.prepare()
     from vae import door, run_state
-    from vae.signals import Interrupted
     from vae.trainee import Diverged
     from vae.validation import UserError
 
     threading.excepthook = _complain_of_thread
-    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
-    made = Path(HydraConfig.get().runtime.output_dir)
-    folder = made if config.resume is None else Path(config.resume)
     try:
         if config.resume is not None:
             config = door.resumed(folder, list(HydraConfig.get().overrides.task))
@@ -208,16 +225,17 @@ def job(config: DictConfig) -> float | None:
         log.error(why)  # the sweep goes on, and says it again at its end
         _record(status, why)
         return None
-    except Interrupted as interrupted:
-        _complain(str(interrupted))
-        sys.exit(interrupted.status)
     except Exception as error:  # searches go on after it
         if sweeping:
             _record(1, f"{type(error).__name__}: {error}")
         raise
-    finally:
-        run_state.discard(made)  # Hydra made it before anything was checked
     return run_state.score(folder)
+
+
+def _discard(made: Path) -> None:
+    from vae import run_state  # here: a signal may come while it is imported for the first time
+
+    run_state.discard(made)
 
 
 def _record(status: int, why: str) -> None:
@@ -227,6 +245,17 @@ def _record(status: int, why: str) -> None:
     config = HydraConfig.get()
     failure = sweep.Failure(status, why, list(config.overrides.task))
     sweep.record(Path(config.sweep.dir), config.job.num, failure)
+
+
+def _interrupted(interrupted: BaseException, way_on: str | None) -> int:
+    """Says so, and how to go on where anything was kept. The exit status."""
+    from vae.signals import Interrupted
+
+    if not isinstance(interrupted, Interrupted):
+        interrupted = Interrupted(signal.SIGINT)
+    kept = "before anything was kept" if way_on is None else f"run it again with {way_on} to go on"
+    _complain(f"{interrupted}; {kept}")
+    return interrupted.status
 
 
 def _complain(message: str) -> None:
@@ -267,8 +296,7 @@ def main() -> int:
             _complain("no run of this search has a score")
             status = 1
         elif is_of_groups(error):
-            configs = Path(__file__).parent / "configs"
-            groups = [word for word in sys.argv[1:] if (configs / word.partition("=")[0]).is_dir()]
+            groups = [word for word in sys.argv[1:] if (CONFIGS / word.partition("=")[0]).is_dir()]
             wrong = ", ".join(groups)
             _complain(f"{wrong}: a group takes the name of an option, as in estimator=reinmax")
             return 2
@@ -286,12 +314,9 @@ def main() -> int:
     except OSError as error:  # of the folder that Hydra makes for a run
         _complain(str(error))
         return 1
-    except signals.Interrupted as interrupted:
-        _complain(str(interrupted))
-        return interrupted.status
-    except KeyboardInterrupt:
-        _complain("interrupted; run it again to go on")
-        return 130
+    except (signals.Interrupted, KeyboardInterrupt) as interrupted:
+        folder = sweep.Failures.folder
+        return _interrupted(interrupted, f"sweep={folder.name}" if folder is not None else None)
     failures = sweep.failures()
     for number, failure in failures.items():
         _complain(f"#{number}: {failure.why}")

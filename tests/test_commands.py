@@ -87,7 +87,7 @@ def test_a_run_folder_is_complete_and_one_run(run):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["overrides"][: len(SMALL)] == SMALL
     assert environment["torch"] == torch.__version__
-    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["steps"] == 80
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["steps"] is None
 
 
 def test_reported_bounds_are_in_order(run):

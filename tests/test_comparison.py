@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -121,6 +122,29 @@ def test_what_is_left_out_is_said():
     (one,) = only(runs)
     assert len(one.runs) == 3
     assert one.note() == "1 unfinished, 1 diverged, 1 a second time seed 2"
+
+
+@pytest.mark.parametrize("elbo", [math.nan, -math.inf, None])
+def test_a_bound_that_is_no_number_counts_in_no_mean(elbo):
+    (one,) = only([run(seed=0), run(seed=1, elbo=elbo)])
+    assert [each.seed for each in one.runs] == [0]
+    assert one.note() == "n < 3, 1 whose ELBO is no number"
+
+
+def test_a_run_without_any_model_says_so():
+    empty = replace(run(seed=0), measured={})
+    assert only([empty])[0].note() == "n < 3, 1 without a model"
+
+
+def test_runs_of_different_objectives_keep_their_names():
+    """The setting is not overwritten by what training minimised."""
+    runs = [run(objective="vimco"), run(objective="negative_elbo", elbo=-90.0)]
+    groups = only(runs)
+    table = comparison.group_table(groups)
+    assert table["objective"].tolist() == ["negative_elbo", "vimco"]
+    assert table["training_objective"].tolist() == [120.0, 120.0]
+    assert list(readable(table)["objective"]) == ["negative_elbo", "vimco"]
+    assert not set(comparison.run_table(groups)) & set(runs[0].settings) - {"seed"}
 
 
 def test_few_seeds_are_flagged():
@@ -274,6 +298,6 @@ def test_a_title_says_where_a_bound_bounds_no_likelihood():
 
 def test_what_training_minimised_stands_beside_the_bounds():
     table = comparison.group_table(only([run(seed=0), run(seed=2)]))
-    assert table["objective"].tolist() == [121.0]
-    assert table["objective_std"].tolist() == pytest.approx([2**0.5])
+    assert table["training_objective"].tolist() == [121.0]
+    assert table["training_objective_std"].tolist() == pytest.approx([2**0.5])
     assert readable(table)["training objective"].tolist() == ["121.00 ± 1.41"]

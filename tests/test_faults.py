@@ -1,6 +1,7 @@
 """Kill it anywhere, feed it anything: nothing lost, nothing silent. Real processes and signals."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -18,9 +19,11 @@ import torch
 import yaml
 from conftest import written
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import vae
 from vae import checkpoint, run_state
+from vae.tracking import write_json
 from vae.validation import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +267,46 @@ def test_resume_changes_nothing_else(whole, tmp_path, inside, words, said):
     assert code == 2 and said in err and err.count("\n") == 1
 
 
+def steps_of(run: Path) -> int:
+    return json.loads((run / "summary.json").read_text())["steps"]
+
+
+def test_resume_keeps_the_steps_that_were_asked_for(tmp_path, inside):
+    """Also where they are as many as whole epochs, or as the epochs end before."""
+    words = [*SMALL, "training.epochs=3", "training.steps=40", "hydra.run.dir=run"]
+    assert inside(*words, cwd=tmp_path)[0] == 0
+    for again in (["resume=run"], words, ["resume=run", "training.epochs=5"]):
+        code, out, _ = inside(*again, cwd=tmp_path)
+        assert code == 0 and "run is finished: nothing to do; training.steps=40 ends it" in out
+    assert inside("resume=run", "training.steps=60", cwd=tmp_path)[0] == 0
+    assert steps_of(tmp_path / "run") == 60
+    code, _, err = inside("resume=run", "training.steps=50", cwd=tmp_path)
+    assert code == 2 and "its training.steps is 60, and not 50" in err
+    assert inside("resume=run", "training.steps=null", cwd=tmp_path)[0] == 0
+    assert steps_of(tmp_path / "run") == 120
+
+
+def test_resume_goes_on_up_to_the_steps_that_were_asked_for(tmp_path, inside):
+    words = [*SMALL, "training.epochs=1", "training.steps=50", "hydra.run.dir=run"]
+    assert inside(*words, cwd=tmp_path)[0] == 0
+    assert steps_of(tmp_path / "run") == 40
+    assert inside("resume=run", "training.epochs=3", cwd=tmp_path)[0] == 0
+    assert steps_of(tmp_path / "run") == 50
+
+
+def test_a_run_that_went_on_is_listed_under_its_own_names(tmp_path, inside):
+    """In the HParams tab: resume= says neither estimator nor objective."""
+    words = [*SMALL, "estimator=disarm", "training.epochs=1", "hydra.run.dir=run"]
+    assert inside(*words, cwd=tmp_path)[0] == 0
+    assert inside("resume=run", "training.epochs=2", cwd=tmp_path)[0] == 0
+    for summary in EventAccumulator(str(tmp_path / "run")).Reload().summary_metadata.items():
+        if summary[0] == "_hparams_/session_start_info":
+            content = HParamsPluginData.FromString(summary[1].plugin_data.content)
+    listed = content.session_start_info.hparams
+    names = {name: listed[name].string_value for name in ("estimator", "objective")}
+    assert names == {"estimator": "disarm", "objective": "negative_elbo"}
+
+
 def test_resume_of_what_is_no_run(tmp_path, inside):
     code, _, err = inside("resume=nowhere", cwd=tmp_path)
     assert code == 2 and err.count("\n") == 1 and "nowhere" in err
@@ -296,6 +339,31 @@ def test_two_processes_do_not_share_a_run(tmp_path, inside):
         first.communicate()
     with run_state.locked(tmp_path / "run"):  # the lock died with its owner
         pass
+
+
+def test_nobody_removes_the_folder_that_another_process_is_about_to_fill(tmp_path, inside):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with run_state.locked(folder):
+        code, _, err = inside(*SMALL, "hydra.run.dir=run", cwd=tmp_path)
+        assert code == 2 and "another process is at work on this run" in err
+        assert folder.exists()
+    run_state.discard(folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_before_anything_was_kept_leaves_no_folder(tmp_path, name):
+    process = start(cwd=tmp_path)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/*")) and time.monotonic() < end:
+        time.sleep(0.005)
+    time.sleep(0.02)  # the few ms between the folder and the job are Hydra's own
+    process.send_signal(getattr(signal, name))
+    code, _, err = finish(process)
+    assert code == 128 + getattr(signal, name)
+    assert "Traceback" not in err and f"interrupted by {name}; before anything was kept" in err
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 @pytest.mark.slow
@@ -477,6 +545,40 @@ def test_divergence_says_where_and_what_is_left(tmp_path, inside):
         assert part in err
     assert status(tmp_path / "run")["status"] == "diverged"
     assert "no number at step" in status(tmp_path / "run")["why"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["training.steps=1"], "the ELBO is no number at step 1"),
+        (["training.epochs=5", "training.on_nan=skip"], "the ELBO is no number at step 40"),
+    ],
+)
+def test_a_model_of_no_numbers_is_not_finished(tmp_path, inside, words, said):
+    code, _, err = inside(*SMALL, *words, "optimizer.lr=1e30", "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 1 and err.count("\n") == 1 and said in err
+    assert status(tmp_path / "run")["status"] == "diverged"
+    assert (tmp_path / "run/metrics.jsonl").read_text() == ""
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+def test_an_epoch_of_skipped_steps_ends_the_run(tmp_path, inside):
+    """The step that broke the weights lies in the epoch before."""
+    words = ["training.epochs=1", "hydra.run.dir=run", "training.on_nan=skip"]
+    assert inside(*SMALL, *words, cwd=tmp_path)[0] == 0
+    kept = checkpoint.load(tmp_path / "run", "last")
+    for name in ("format", "digest", "file"):
+        del kept[name]
+    kept["objective"] = {name: held * math.nan for name, held in kept["objective"].items()}
+    checkpoint.save(tmp_path / "run", "last", kept)
+    code, _, err = inside("resume=run", "training.epochs=9", cwd=tmp_path)
+    assert code == 1 and "no step of the epoch was taken" in err and "of epoch 2" in err
+
+
+def test_json_holds_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "file", {"a": [math.nan, 1.5], "b": {"c": -math.inf, "d": 2}})
+    held = json.loads((tmp_path / "file").read_text(), parse_constant=pytest.fail)
+    assert held == {"a": [None, 1.5], "b": {"c": None, "d": 2}}
 
 
 def test_a_diverging_job_leaves_the_rest_of_the_sweep_alone(tmp_path, inside):

@@ -142,7 +142,11 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path, how, numbe
     words = ["hydra/launcher=joblib", "seed=0,1", *LONG]
     status, err = interrupted(how, number, [*words, "hydra.launcher.n_jobs=2"], tmp_path)
     assert status == 128 + number
-    assert "run it again to go on" in err and "Traceback" not in err and "leaked" not in err
+    assert (
+        "run it again with sweep=mine to go on" in err
+        and "Traceback" not in err
+        and "leaked" not in err
+    )
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep).count("finished") < 2
     status, out, err = inside(*words, "sweep=mine", "hydra.launcher.n_jobs=1")

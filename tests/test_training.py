@@ -402,24 +402,31 @@ def test_killed_between_two_saves_it_goes_on_to_the_same_end(
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(
-    "at, why", [(1, "it had diverged in its first epoch"), (4, "it had diverged after step 3")]
-)
-def test_one_that_had_diverged_stays_diverged(tmp_path, at, why):
-    steps = []
+@pytest.mark.parametrize("at", [1, 4])
+def test_one_that_had_diverged_stays_diverged(tmp_path, at):
+    steps, why = [], []
     for epochs in (4, 4, 6):  # to the end, once more, and further
         ends = together(fragile(tmp_path, {1: at}, {}), data(), epochs=epochs)
         assert isinstance(ends[1][0], Diverged)
+        why.append(str(ends[1][0]))
         steps.append([end.steps for end, _ in ends if isinstance(end, Trained)])
     assert steps == [[12, 12], [12, 12], [18, 18]]
-    assert str(ends[1][0]) == why
+    assert f"at step {at} of" in why[0] and why == why[:1] * 3
 
 
-def test_one_that_has_gone_on_alone_is_not_gone_on_with(tmp_path):
+@pytest.mark.parametrize("failing", [{}, {0: 1}, {0: 4}])
+@pytest.mark.parametrize("epochs", [3, 5])
+def test_one_that_has_gone_on_alone_is_not_gone_on_with(tmp_path, failing, epochs):
+    together(fragile(tmp_path, failing, {}), data(), epochs=2)
+    together(fragile(tmp_path, {}, {})[1:2], data(), epochs=epochs)
+    before = kept(tmp_path / "r1")
+    with pytest.raises(UserError, match=f"r1 has gone on alone, to step {3 * epochs}"):
+        together(fragile(tmp_path, failing, {}), data(), epochs=6)
+    assert all(torch.equal(held, before[name]) for name, held in kept(tmp_path / "r1").items())
+
+
+def test_those_that_were_left_go_on_alone_too(tmp_path):
     together(fragile(tmp_path, {}, {}), data(), epochs=2)
-    together(fragile(tmp_path, {}, {})[1:2], data(), epochs=5)
-    with pytest.raises(UserError, match="r1 has gone on alone, .* behind at step 6"):
-        together(fragile(tmp_path, {}, {}), data(), epochs=6)
     ((end, lines),) = together(fragile(tmp_path, {}, {})[:1], data(), epochs=5)
     assert end.steps == 15 and len(lines) == 5
 
@@ -427,12 +434,17 @@ def test_one_that_has_gone_on_alone_is_not_gone_on_with(tmp_path):
 # Where replicas stand
 
 
-def saved(run: Path, *kept: int | tuple[int, list[str]]) -> Path:
-    """Checkpoints of these steps, one after the other, each with the names of those who left."""
+def saved(run: Path, *kept: int | str | tuple[int, list[str]], of: int = 2) -> Path:
+    """Checkpoints of these steps, one after the other, each with the names of those who left.
+
+    Of so many runs together, or, where the step is a word, of this one alone.
+    """
     run.mkdir()
     for each in kept:
         step, left = each if isinstance(each, tuple) else (each, [])
-        checkpoint.save(run, "last", {"step": step, "left": left})
+        together = [run.name] if isinstance(step, str) else [str(which) for which in range(of)]
+        content = {"step": int(step), "together": together, "left": dict.fromkeys(left)}
+        checkpoint.save(run, "last", content)
     return run
 
 
@@ -459,20 +471,35 @@ STEPS = {
         [80, 80, 80],
     ),
     "all but one left": ([[(120, ["1", "2"])], [80], [40]], [120, 80, 40]),
+    "one that was with others, alone": ([[(120, ["1"])]], [120]),
 }
 
 
 @pytest.mark.parametrize("case", STEPS)
 def test_steps_from_which_replicas_go_on(tmp_path, case):
     kept, expected = STEPS[case]
-    runs = [saved(tmp_path / str(which), *own) for which, own in enumerate(kept)]
+    of = 3 if "was with others" in case else len(kept)
+    runs = [saved(tmp_path / str(which), *own, of=of) for which, own in enumerate(kept)]
     assert checkpoint.steps(runs) == expected
 
 
-@pytest.mark.parametrize("kept", [[[40, 80], [40, 80, 120, 160]], [[40], [80, (120, ["2"])], []]])
-def test_replicas_that_stand_apart_are_refused(tmp_path, kept):
-    runs = [saved(tmp_path / str(which), *own) for which, own in enumerate(kept)]
-    with pytest.raises(UserError, match="1 has gone on alone"):
+APART = {
+    "too far ahead": [[40, 80], [40, 80, 120, 160]],
+    "too far ahead, with one that left": [[40], [80, (120, ["2"])], []],
+    "one epoch alone": [[40, 80], [40, 80, "120"]],
+    "some steps alone": [[40, 80], [40, 80, "97"]],
+    "all of them alone": [["80"], ["80"]],
+    "alone, and the others left in their first epoch": [[], [40, (80, ["0"]), "120"]],
+    "alone, and the others left before": [[40], [40, (80, ["0"]), "120", "160"]],
+    "one that left has gone on alone": [[(80, ["1"]), (120, ["1"])], [40, "80", "160"]],
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_replicas_that_stand_apart_are_refused(tmp_path, case):
+    kept = APART[case]
+    runs = [saved(tmp_path / str(which), *own, of=len(kept)) for which, own in enumerate(kept)]
+    with pytest.raises(UserError, match="[01] has gone on alone"):
         checkpoint.steps(runs)
 
 

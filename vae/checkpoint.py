@@ -8,7 +8,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,32 +48,34 @@ def steps(runs: Sequence[Path]) -> list[int]:
 
     Where that was cut short, some are one checkpoint ahead, and have the one before: they go on
     together from there, from 0 where one has none. A run that had left the others, as their
-    checkpoints say, is behind. Raises UserError where they stand apart without.
+    checkpoints say, is behind. Raises UserError where they stand apart without, or where one would
+    lose what it has learnt since it went on without the others.
     """
-    kept = [
-        {each["step"]: each.get("left", []) for each in _versions(run, "last")} for run in runs
-    ]
-    left_at = {step: left for versions in kept for step, left in versions.items()}
-    if not left_at:
-        return [0] * len(runs)
-    left = left_at[max(left_at)]
+    names = [run.name for run in runs]
+    kept: list[dict[int, Collection[str]]] = []  # by step, the newest first: who had left
+    for run in runs:
+        own = {}
+        for content in _versions(run, "last"):
+            if not own and len(runs) > 1 and content.get("together", names) != names:
+                raise _gone_on_alone(run, content["step"])
+            own[content["step"]] = content.get("left", ())
+        kept.append(own)
+    left_at = {step: left for own in kept for step, left in own.items()}
+    left = left_at[max(left_at)] if left_at else ()
     common = min(
         max(own, default=0) for run, own in zip(runs, kept, strict=True) if run.name not in left
     )
-    if not common:
-        return [0] * len(runs)
     found = []
     for run, own in zip(runs, kept, strict=True):
-        if run.name in left:
-            found.append(max((step for step in own if step <= common), default=0))
-        elif common in own:
-            found.append(common)
-        else:
-            raise UserError(
-                f"{run} has gone on alone, and left the others behind at step {common}: "
-                "they can each go on alone, too"
-            )
+        step = max((step for step in own if step <= common), default=0)
+        if step < common and run.name not in left:
+            raise _gone_on_alone(run, max(own))
+        found.append(step)
     return found
+
+
+def _gone_on_alone(run: Path, step: int) -> UserError:
+    return UserError(f"{run} has gone on alone, to step {step}: the others can each do so, too")
 
 
 def save(run: Path, which: Which, content: dict[str, Any]) -> None:

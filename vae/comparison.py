@@ -40,7 +40,6 @@ _HEADS = {
     "log_likelihood": "log p(x)",
     "accuracy": "probe accuracy",
     "nll": "probe nll",
-    "objective": "training objective",
 }
 
 
@@ -126,7 +125,9 @@ def _groups(runs: list[Run], model: Model | None) -> list[Group]:
             if run.status != "finished":
                 left_out[run.status] += 1
             elif run.numbers(model) is None:
-                left_out[f"without a {model} model"] += 1
+                left_out[" ".join(filter(None, ("without a", model, "model")))] += 1
+            elif not _is_number(run.numbers(model).get("elbo")):
+                left_out["whose ELBO is no number"] += 1
             elif run.seed in counted:
                 left_out[f"a second time seed {run.seed}"] += 1
             else:
@@ -136,6 +137,10 @@ def _groups(runs: list[Run], model: Model | None) -> list[Group]:
         named = {key: own.get(key) for key in shown}
         groups.append(Group(named, members[0].method, ordered, notes))
     return sorted(groups, key=lambda group: -mean(group, "elbo", model))
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _settings(run: Run) -> dict[str, Setting]:
@@ -257,7 +262,8 @@ def group_table(
             row["difference_low"], row["difference_high"] = interval(paired)
             row["pairs"] = len(paired)
         objectives = pd.Series([run.objective for run in each.runs], dtype=float)
-        row["objective"], row["objective_std"] = objectives.mean(), objectives.std()
+        row["training_objective"] = objectives.mean()
+        row["training_objective_std"] = objectives.std()
         row["seconds"] = _mean_of([run.seconds for run in each.runs])
         row["steps"] = _mean_of([run.steps for run in each.runs])
         rows.append(row | {"note": each.note()})
@@ -269,7 +275,7 @@ def run_table(groups: list[Group], model: Model | None = None) -> pd.DataFrame:
     rows = [
         {"run": run.folder, "group": each.label, "seed": run.seed}
         | (run.numbers(model) or {})
-        | {"objective": run.objective, "seconds": run.seconds, "steps": run.steps}
+        | {"training_objective": run.objective, "seconds": run.seconds, "steps": run.steps}
         for each in groups
         for run in each.runs
     ]
@@ -288,7 +294,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         column = table[name]
         if column.isna().all() or (column.astype(str) == "").all():
             continue
-        if name in (*BOUNDS, "objective"):
+        if name in (*BOUNDS, "training_objective"):
             column = _joined(table, name, " ± ", [f"{name}_std"])
         elif name in ("best_seed", "worst_seed", "steps"):
             column = column.map(lambda value: "-" if pd.isna(value) else f"{value:.0f}")

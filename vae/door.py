@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
-from . import estimators, grid
+from . import checkpoint, estimators, grid
 from .data import DataSet, Source
 from .estimators import Estimator
 from .files import write_atomically
@@ -22,7 +22,7 @@ from .model import CategoricalVAE
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
 from .published import OTHERS, TABLE, is_called
-from .run_folder import CONFIG, REPLICAS, flat, read_config
+from .run_folder import CONFIG, REPLICAS, flat, read_config, total_steps
 from .run_state import locked, read_status
 from .schedules import NonNegativeSchedule, PositiveSchedule
 from .tracking import Tracking
@@ -31,7 +31,8 @@ from .validation import Count, NonNegative, Positive, UserError, Whole, value
 
 _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
 _CHANGES_NOTHING = ("device", "data.root", "training.capture")  # of what is computed
-_MAY_CHANGE = ("training.epochs", *_CHANGES_NOTHING)
+_LENGTH = ("training.epochs", "training.steps")  # may grow
+_MAY_CHANGE = (*_LENGTH, *_CHANGES_NOTHING)
 
 
 class Finished(Exception):
@@ -76,6 +77,7 @@ class Experiment:
     config: dict[str, Any]  # resolved
     folder: Path
     setting: str  # what a replica shares with those that differ in their seed alone
+    step: int  # from which it goes on
 
 
 _GROUPS = ("data", "model", "estimator", "objective", "optimizer", "training", "tracking")
@@ -85,10 +87,9 @@ def prepare(config: DictConfig, folder: Path, locks: ExitStack) -> list[Experime
     """Builds and checks all that a configuration names, and makes the folder a run of it.
 
     Where `seeds` or lists of rates and temperatures ask for replicas, one experiment for each of
-    them, in folders below, locked until `locks` is closed. Fills in `training.steps`, on which
-    schedules may depend. Seeds torch. Reads the data last, and writes nothing before. Where a
-    folder holds a run it must be the same one. Raises UserError, and Finished where there is
-    nothing left to do.
+    them, in folders below, locked until `locks` is closed. Seeds torch. Reads the data last, and
+    writes nothing before. Where a folder holds a run it must be the same one. Raises UserError,
+    and Finished where there is nothing left to do.
     """
     config = config.copy()
     OmegaConf.set_struct(config, False)
@@ -103,33 +104,36 @@ def prepare(config: DictConfig, folder: Path, locks: ExitStack) -> list[Experime
     device = _device(parts[0]["settings"].device)
     whole = None
     if replicas[0].name:
-        _fill_in(config)
-        whole = _resolved(config)
+        whole = _resolved(config, _fill_in(config))
         _holds(folder, REPLICAS, whole)
     finished = [
         _holds(below, CONFIG, part["config"]) and read_status(below) == "finished"
         for below, part in zip(folders, parts, strict=True)
     ]
     if all(finished):
-        raise Finished(f"{folder} is finished: nothing to do")
+        raise Finished(f"{folder} is finished: nothing to do{_cut_short(parts[0])}")
     data = build(OmegaConf.create(parts[0]["config"]), "data", Source).load(device)
     if whole is not None:
         for below in folders:
             below.mkdir(exist_ok=True)
             locks.enter_context(locked(below))
+    steps = checkpoint.steps(folders)
+    if whole is not None:
         write_atomically(folder / REPLICAS, _yaml(whole))
     experiments = []
-    for replica, below, part in zip(replicas, folders, parts, strict=True):
+    for replica, below, part, step in zip(replicas, folders, parts, steps, strict=True):
         write_atomically(below / CONFIG, _yaml(part["config"]))
         part["objective"].to(device)
-        experiments.append(Experiment(data, **part, folder=below, setting=replica.setting))
+        experiments.append(
+            Experiment(data, **part, folder=below, setting=replica.setting, step=step)
+        )
     return experiments
 
 
 def resumed(folder: Path, overrides: list[str]) -> DictConfig:
     """A run's own configuration, with what of the command line may change it.
 
-    `training.epochs` may grow, and the schedules stay what they were. Raises UserError.
+    It may get longer, and the schedules stay what they were. Raises UserError.
     """
     config = read_config(folder, REPLICAS if (folder / REPLICAS).exists() else CONFIG)
     for override in overrides:
@@ -139,12 +143,6 @@ def resumed(folder: Path, overrides: list[str]) -> DictConfig:
         elif key != "resume":
             allowed = ", ".join(_MAY_CHANGE)
             raise UserError(f"{key}: resume takes everything but {allowed} from the run itself")
-    training = build(config, "training", Training)
-    images = build(config, "data", Source).train_size
-    batches = images // training.batch_size
-    if training.steps is not None and training.steps % batches == 0:
-        # The whole run, unless someone asked for exactly that many steps; then it is as good.
-        config.training.steps = None
     return config
 
 
@@ -174,25 +172,39 @@ def _parts(config: DictConfig) -> dict[str, Any]:
         "training": training,
         "tracking": tracking,
         "settings": settings,
-        "config": _resolved(config),
+        "config": _resolved(config, training),
     }
 
 
 def _fill_in(config: DictConfig) -> Training:
-    """Says in the configuration how many steps the whole run has. Raises UserError."""
-    source = build(config, "data", Source)
+    """Has `training.steps` say how many the whole run has: schedules may depend on it.
+
+    Returns what was asked for. Raises UserError.
+    """
     training = build(config, "training", Training)
-    try:
-        config.training.steps = training.total_steps(source.train_size)
-    except ValueError as error:
-        raise UserError(f"training.{error}") from error
+    if training.patience is not None and not build(config, "data", Source).valid_size:
+        raise UserError(
+            f"training.patience={training.patience}: no images are held out to judge a model by"
+        )
+    config.training.steps = total_steps(config)
     return training
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
+def _resolved(config: DictConfig, asked: Training) -> dict[str, Any]:
+    """As it is kept: with the length that was asked for."""
     resolved = OmegaConf.to_container(config, resolve=True)
     resolved.pop(TABLE, None)  # what was picked from it stands where it is used
+    resolved["training"]["steps"] = asked.steps
     return resolved
+
+
+def _cut_short(parts: dict[str, Any]) -> str:
+    """Whether a run ends before its epochs do, for one who would have more of them."""
+    training, config = parts["training"], OmegaConf.create(parts["config"])
+    images = build(config, "data", Source).train_size
+    if training.total_steps(images) == training.epochs * (images // training.batch_size):
+        return ""
+    return f"; training.steps={training.steps} ends it"
 
 
 def _yaml(config: dict[str, Any]) -> bytes:
@@ -206,16 +218,15 @@ def _holds(folder: Path, name: str, config: dict[str, Any]) -> bool:
         raise UserError(f"{folder} holds another run: it has a {other}, and no {name}")
     if not (folder / name).exists():
         return False
-    before, now = flat(OmegaConf.to_container(read_config(folder, name))), flat(config)
-    grows = ("training.epochs", "training.steps")
+    held = read_config(folder, name)
+    longer = total_steps(OmegaConf.create(config)) - total_steps(held)
+    before, now = flat(OmegaConf.to_container(held)), flat(config)
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
-        if old == new or key in _CHANGES_NOTHING:
-            continue
-        if key in grows and None not in (old, new) and new > old:
-            continue
-        raise UserError(f"{folder} holds another run: its {key} is {old}, and not {new}")
-    return all(before.get(key) == now.get(key) for key in grows)
+        may_differ = key in _CHANGES_NOTHING or (key in _LENGTH and longer >= 0)
+        if old != new and not may_differ:
+            raise UserError(f"{folder} holds another run: its {key} is {old}, and not {new}")
+    return not longer
 
 
 def _objective(config: DictConfig, model: CategoricalVAE) -> TrainingObjective:

@@ -69,17 +69,19 @@ def learning_curves(groups: list[Group], curves: dict[str, pd.DataFrame]) -> Fig
     On held-out images where there are any, else on training images. `curves` has the lines of
     metrics.jsonl by the runs' folders. Steps that not every seed has are left out.
     """
-    lines = [curves[run.folder] for group in groups for run in group.runs]
+    curves = {folder: lines for folder, lines in curves.items() if not lines.empty}
+    lines = [curves[run.folder] for group in groups for run in group.runs if run.folder in curves]
     held_out = all("elbo/valid" in each for each in lines)
     name = "elbo/valid" if held_out else "elbo/train"
     figure, (axes,) = _figure(1)
     drawn = styles(groups)
     final = []
     for group in groups:
-        seeds = [curves[run.folder].set_index("step")[name] for run in group.runs]
-        if not seeds:
+        there = [curves[run.folder] for run in group.runs if run.folder in curves]
+        seeds = [each.set_index("step")[name] for each in there]
+        together = pd.concat(seeds, axis=1).dropna() if seeds else pd.DataFrame()
+        if together.empty:
             continue
-        together = pd.concat(seeds, axis=1).dropna()
         look = drawn[group.label]
         middle = together.mean(axis=1)
         axes.plot(middle, color=look.color, linestyle=look.linestyle, label=group.label)

@@ -88,13 +88,25 @@ def read_config(run: Path, name: str = CONFIG) -> DictConfig:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from error
     if not OmegaConf.is_dict(config):
         raise UserError(f"{file} holds no configuration")
-    for key in ("data", "model"):
+    for key in ("data", "model", "objective", "training"):
         if not OmegaConf.is_dict(config.get(key)) or "_target_" not in config[key]:
             raise UserError(f"{file} names no {key}")
+    for key in ("latents", "categories", "seed"):
+        if not isinstance(config.get(key), int):
+            raise UserError(f"{file} has no {key}")
     for target in _targets(OmegaConf.to_container(config)):
         if not _is_ours(target):
             raise UserError(f"{file} would build {target}, which is no part of a run")
     return config
+
+
+def total_steps(config: DictConfig) -> int:
+    """How many steps a configuration asks for. Raises UserError."""
+    training, source = build(config, "training", Training), build(config, "data", Source)
+    try:
+        return training.total_steps(source.train_size)
+    except ValueError as error:
+        raise UserError(f"training.{error}") from error
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
@@ -153,7 +165,7 @@ def default_estimators(
     A schedule that spans a whole run spans this one. Raises UserError.
     """
     sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
-    given = [*sizes, f"training.steps={config.training.steps}"]
+    given = [*sizes, f"training.steps={total_steps(config)}"]
     estimators = {}
     with hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
         for name in names:

@@ -1,4 +1,7 @@
-"""How a run stands, and who is at work on it: what its folder says beside the numbers."""
+"""How a run stands, and who is at work on it: what its folder says beside the numbers.
+
+Imports no torch: a process that is interrupted before that is there leaves nothing behind, either.
+"""
 
 import json
 import logging
@@ -13,11 +16,11 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from .files import write_atomically
-from .tracking import SUMMARY
 from .validation import UserError
 
 log = logging.getLogger(__name__)
 
+SUMMARY = "summary.json"
 STATUS = "status.json"
 Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
@@ -44,10 +47,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder that no run was made of."""
-    if folder.is_dir() and {file.name for file in folder.iterdir()} <= {_LOCK}:
-        (folder / _LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+    """Removes a run folder that no run was made of, and that nobody is about to make one of."""
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} - {_LOCK}:
+        return
+    try:
+        with locked(folder):
+            (folder / _LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+    except UserError:
+        return
 
 
 def write_status(folder: Path, status: Status, why: str | None = None) -> None:
@@ -94,9 +102,10 @@ class Standing:
 def read_status(folder: Path) -> Status | None:
     """None where nothing, or nothing that can be read, is said."""
     try:
-        return json.loads((folder / STATUS).read_bytes())["status"]
+        status = json.loads((folder / STATUS).read_bytes())["status"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return status if isinstance(status, str) else None
 
 
 def score(folder: Path) -> float | None:

@@ -20,8 +20,8 @@ from .evaluation import bounds
 from .gradients import GradientQuality, fit, gradient_quality, true_gradients
 from .model import CategoricalVAE
 from .probe import linear_probe
-from .run_state import read_status
-from .tracking import METRICS, SUMMARY, write_json
+from .run_state import SUMMARY, read_status
+from .tracking import METRICS, write_json
 from .validation import UserError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ class Interrupted(BaseException):
     """A signal asked for the end, and all is kept. No Exception: a sweep ends with it, too."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}; run it again to go on")
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.status = 128 + number
 
 

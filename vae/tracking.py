@@ -10,6 +10,7 @@
     time/images_per_second              training alone; in TensorBoard only
 
 metrics.jsonl holds no clock: two runs of the same command on the same CPU write the same bytes.
+What is no number, such as the norm of a gradient that overflows, is null there.
 """
 
 import json
@@ -17,6 +18,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -41,7 +43,6 @@ _LAYOUT = {
 """The custom-scalars tab: what is worth seeing on one chart."""
 
 METRICS = "metrics.jsonl"
-SUMMARY = "summary.json"
 
 
 @value
@@ -105,7 +106,8 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def scalars(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and one point of each curve."""
-        print(json.dumps({"step": step, "epoch": epoch, **values}), file=self._metrics, flush=True)
+        line = {"step": step, "epoch": epoch, **values}
+        print(json.dumps(_finite(line), allow_nan=False), file=self._metrics, flush=True)
         for name, number in values.items():
             self._writer.add_scalar(name, number, step)
 
@@ -164,4 +166,17 @@ def _step_of(line: bytes) -> float:
 
 
 def write_json(file: Path, content: dict[str, object]) -> None:
-    write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
+    """With null for what is no number, which JSON has no word for. Raises OSError."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    write_atomically(file, f"{text}\n".encode())
+
+
+def _finite(content: Any) -> Any:
+    match content:
+        case dict():
+            return {key: _finite(held) for key, held in content.items()}
+        case list() | tuple():
+            return [_finite(held) for held in content]
+        case float():
+            return content if math.isfinite(content) else None
+    return content

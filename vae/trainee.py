@@ -23,7 +23,7 @@ _GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
 
 
 class Diverged(Exception):
-    """The training objective is no longer a number."""
+    """The training objective, or the ELBO, is no longer a number."""
 
 
 class Trained(NamedTuple):
@@ -54,6 +54,13 @@ class Clock:
     epoch: int = 1  # the one that runs
     first_step: int = 0  # of that epoch
     seconds: float = 0.0
+
+
+class Company(NamedTuple):
+    """Which replicas take their steps together, by the names of their folders."""
+
+    together: list[str]  # all that set out
+    left: dict[str, str | None]  # those of them that no longer take part, and why they diverged
 
 
 class Views(NamedTuple):
@@ -103,17 +110,23 @@ class Trainee:
         if on_nan == "skip":
             self.skipped += 1
         else:
-            self._diverge(clock)
+            self._diverge(clock, "the training objective")
 
     def measure(self, clock: Clock, gradient_every: int) -> dict[str, float] | None:
         """Everything that is logged of an epoch, by name; None where it turns out diverged."""
-        counted = max(clock.step - clock.first_step - self.skipped, 1)
+        counted = clock.step - clock.first_step - self.skipped
+        if not counted:
+            self._diverge(clock, "no step of the epoch was taken: the training objective")
+            return None
         loss, distortion, rate = (self._take_step.sums[self.which] / counted).tolist()
         if not math.isfinite(loss):
-            self._diverge(clock)
+            self._diverge(clock, "the training objective")
             return None
         on_train = evaluate(self._model, self._views.seen)
         on_valid = evaluate(self._model, self._views.valid) if len(self._views.valid) else None
+        if not all(math.isfinite(each.elbo) for each in (on_train, on_valid) if each is not None):
+            self._diverge(clock, "the ELBO")
+            return None
         self._codes = on_valid or on_train
         if on_valid is not None and on_valid.elbo > self.best:
             self.best, self.best_epoch = on_valid.elbo, clock.epoch
@@ -144,10 +157,10 @@ class Trainee:
         tracker.histogram(step, "latent/code_usage", codes.usage * model.categories)
 
     def keep(
-        self, which: checkpoint.Which, clock: Clock, batches: Tensor, left: Sequence[str] = ()
+        self, which: checkpoint.Which, clock: Clock, batches: Tensor, company: Company
     ) -> None:
         """Writes a checkpoint. `batches` is the state of their generator at the start of the epoch
-        that runs, `left` names the replicas that no longer take part.
+        that runs.
         """
         self._end(clock)
         content: dict[str, Any] = {
@@ -163,7 +176,7 @@ class Trainee:
                 "optimizer": self._take_step.steppers[self.which].state_dict(),
                 "progress": asdict(clock) | own | {"sums": sums},
                 "batches": batches,
-                "left": list(left),
+                **company._asdict(),
                 "random": torch.get_rng_state(),
             }
             if sums.device.type == "cuda":
@@ -202,8 +215,8 @@ class Trainee:
         return {name: float(at(clock.step)) for name, at in self._schedules.items()}
 
     @torch.no_grad()
-    def _diverge(self, clock: Clock) -> None:
-        """Notes what there is to know about a loss that is no number."""
+    def _diverge(self, clock: Clock, what: str) -> None:
+        """Notes what there is to know about `what` that is no number."""
         batch = self._take_step.seen[self.which]
         largest = self._model.encode(batch).abs().max().item()
         said = [f"{name} {value:g}" for name, value in self._scheduled(clock).items()]
@@ -212,37 +225,35 @@ class Trainee:
             step = checkpoint.load(folder, "last")["step"]
             good = f"{checkpoint.path(folder, 'last')} is of step {step}"
         self.diverged = Diverged(
-            f"the training objective is no number at step {clock.step} of epoch {clock.epoch}: "
+            f"{what} is no number at step {clock.step} of epoch {clock.epoch}: "
             f"{', '.join(said)}, largest logit {largest:g}; {good}"
         )
 
 
-def restore(
-    trainees: Sequence[Trainee], generators: Sequence[torch.Generator], patience: float
-) -> Clock:
+def restore(trainees: Sequence[Trainee], generators: Sequence[torch.Generator]) -> Clock:
     """Where the runs' checkpoints stand together; a fresh start where there are none.
 
     A replica that had left the others stays as it was then. Raises UserError.
     """
     steps = checkpoint.steps([trainee.run.folder for trainee in trainees])
-    clock, common = Clock(), max(steps)
+    clock, left = Clock(), {}
     for trainee, generator, step in zip(trainees, generators, steps, strict=True):
         if not step:
-            if common:
-                trainee.diverged = Diverged("it had diverged in its first epoch")
             continue
         checkpoint.rewind(trainee.run.folder, step)
         content = checkpoint.load(trainee.run.folder, "last")
         own = trainee.restore(content)
-        if step < common:
-            if trainee.waited(own) < patience:
-                trainee.diverged = Diverged(f"it had diverged after step {step}")
+        if step < max(steps):
             continue
-        clock = own
+        clock, left = own, dict(content["left"])
         generator.set_state(content["batches"])
         torch.set_rng_state(content["random"])
         if "random_cuda" in content and generator.device.type == "cuda":
             torch.cuda.set_rng_state(content["random_cuda"], generator.device)
+    for trainee in trainees:
+        why = left.get(trainee.run.folder.name)
+        if why is not None:
+            trainee.diverged = Diverged(why)
     return clock
 
 

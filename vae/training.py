@@ -14,7 +14,7 @@ from .objective import NegativeELBO, TrainingObjective
 from .signals import Interruption
 from .step import TrainingStep
 from .tracking import Tracking
-from .trainee import Diverged, Run, Trained, Trainee, Views, restore
+from .trainee import Company, Diverged, Run, Trained, Trainee, Views, restore
 from .validation import Count, Positive, value
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def train(
     views = Views.of(data, tracking)
     members = [Trainee(run, which, take_step, views) for which, run in enumerate(runs)]
     patience = training.patience or math.inf
-    clock = restore(members, generators, patience)
+    clock = restore(members, generators)
     total_steps = training.total_steps(len(data.train))
     bar = tqdm(
         total=total_steps, initial=clock.step, unit=" steps", disable=None, dynamic_ncols=True
@@ -102,8 +102,10 @@ def train(
     def going() -> list[Trainee]:
         return [m for m in members if m.diverged is None and m.waited(clock) < patience]
 
-    def names_without(taking: Collection[Trainee]) -> list[str]:
-        return [m.run.folder.name for m in members if m not in taking]
+    def company(taking: Collection[Trainee]) -> Company:
+        left = [m for m in members if m not in taking]
+        why = {m.run.folder.name: None if m.diverged is None else str(m.diverged) for m in left}
+        return Company([m.run.folder.name for m in members], why)
 
     with Interruption() as interruption:
         while clock.step < total_steps and going():
@@ -128,10 +130,10 @@ def train(
             spent = time.perf_counter() - began
             clock.seconds += spent
             if interruption.requested is not None:
-                left = names_without(going())
+                together = company(going())
                 for member in going():
                     member.run.tracker.flush()
-                    member.keep("last", clock, shuffled[member.which], left)
+                    member.keep("last", clock, shuffled[member.which], together)
                 interruption.leave()
 
             # Measure and log.
@@ -162,12 +164,12 @@ def train(
             for member in lines:
                 member.run.tracker.flush()
             clock.seconds += time.perf_counter() - measuring
-            left = names_without(lines)
+            together = company(lines)
             for member in lines:
                 state = generators[member.which].get_state()
                 if member.best_epoch == epoch:
-                    member.keep("best", clock, state)
-                member.keep("last", clock, state, left)
+                    member.keep("best", clock, state, together)
+                member.keep("last", clock, state, together)
             if lines:
                 line = f"epoch {epoch}/{training.epochs}, {_summary(list(lines.values()))}"
                 bar.set_postfix_str(line)
