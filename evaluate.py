@@ -9,6 +9,8 @@ With --gradients: how good a gradient the estimators give the encoder.
 
 import argparse
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +58,13 @@ def parse() -> argparse.Namespace:
         metavar="NAMES",
         help="these, at their default settings, or all; without it each run's own",
     )
-    add("--draws", type=count, default=1000, metavar="R", help="of the noise (default: 1000)")
-    return parser.parse_args()
+    add("--draws", type=count, metavar="R", help="of the noise, 2 or more (default: 1000)")
+    arguments = parser.parse_args()
+    if not arguments.gradients and (arguments.estimators or arguments.draws):
+        parser.error("--estimators and --draws go with --gradients")
+    if arguments.draws == 1:
+        parser.error("--draws: one draw has no deviation")
+    return arguments
 
 
 def count(word: str) -> int:
@@ -72,6 +79,7 @@ def main() -> int:
     from vae import machine
 
     machine.prepare()
+    from vae.printing import Unread
     from vae.validation import UserError
 
     try:
@@ -79,16 +87,26 @@ def main() -> int:
     except UserError as error:  # what is wrong with one run is said of that run, and no end
         complain(error)
         return 2
+    except (OSError, Unread) as error:
+        complain(error)
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted; what was measured is kept, but for the run that it was in")
+        return 130
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Tables of the bounds, and the report where a folder for it is named."""
     from vae import comparison, report, runs
+    from vae.printing import say
 
+    prepare(arguments.output)
     library = runs.Library(arguments.data_root)
     tables = comparison.group(evaluated(arguments, library), arguments.model)
-    if not any(group.runs for groups in tables.values() for group in groups):
-        complain("nothing could be compared")
+    groups = [group for groups in tables.values() for group in groups]
+    if not any(group.runs for group in groups):
+        why = Counter(note for group in groups for note in group.left_out)
+        complain(f"nothing could be compared{': ' if why else ''}{', '.join(why)}")
         return 1
     baselines = chosen(tables, arguments.baseline)
     if arguments.each:
@@ -100,7 +118,7 @@ def compare(arguments: argparse.Namespace) -> int:
         }
         if arguments.format in ("table", "markdown"):
             shown = {data: comparison.readable(table) for data, table in shown.items()}
-    print(comparison.render(shown, arguments.format))
+    say(comparison.render(shown, arguments.format))
     if arguments.output:
         page = report.write(tables, arguments.model, baselines, library, arguments.output)
         print(f"\nReport: {page}", file=sys.stderr)
@@ -144,8 +162,10 @@ def gradients(arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from vae import comparison, report, run_folder, runs
+    from vae.printing import say
     from vae.validation import UserError
 
+    prepare(arguments.output)
     names = arguments.estimators
     if names == ["all"]:
         names = run_folder.option_names(CONFIGS, "estimator")
@@ -153,7 +173,7 @@ def gradients(arguments: argparse.Namespace) -> int:
     for folder in folders(arguments):
         try:
             measured = runs.measure_gradients(
-                folder, CONFIGS, library, arguments.model, names, arguments.draws
+                folder, CONFIGS, library, arguments.model, names, arguments.draws or 1000
             )
             lines = runs.metrics(folder)
         except UserError as error:
@@ -168,10 +188,24 @@ def gradients(arguments: argparse.Namespace) -> int:
         complain("nothing could be measured")
         return 1
     tables = {title: pd.DataFrame(measured) for title, measured in rows.items()}
-    print(comparison.render(tables, arguments.format, digits=3))
+    say(comparison.render(tables, arguments.format, digits=3))
     if arguments.output:
         report.write_gradients(tables, curves, arguments.output)
     return 0
+
+
+def prepare(output: Path | None) -> None:
+    """Makes the folder for the report, before anything is measured. Raises UserError."""
+    from vae.validation import UserError
+
+    if output is None:
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}") from error
 
 
 def folders(arguments: argparse.Namespace) -> list[Path]:

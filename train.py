@@ -165,14 +165,15 @@ def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path
     import pandas as pd
 
     from vae import comparison
+    from vae.printing import say
 
     table = {comparison.title(experiment.data): pd.DataFrame(rows)}
-    print(f"\n{comparison.render(table, 'table')}")
     if experiment.folder == folder:
-        print(f"\nRun folder: {folder}\nTo look at it: tensorboard --logdir {folder.parent}")
+        where = [f"Run folder: {folder}", f"To look at it: tensorboard --logdir {folder.parent}"]
     else:
-        print(f"\nRun folders: {folder}/*\nTo compare them: python evaluate.py {folder}")
-        print(f"To look at them: tensorboard --logdir {folder}")
+        where = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
+        where += [f"To look at them: tensorboard --logdir {folder}"]
+    say("\n".join(["", comparison.render(table, "table"), "", *where]))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -205,10 +206,12 @@ def attempt(config: DictConfig, folder: Path, sweeping: bool) -> float | None:
 
     machine.prepare()
     from vae import door, run_state
+    from vae.printing import Unread
     from vae.trainee import Diverged
     from vae.validation import UserError
 
     threading.excepthook = _complain_of_thread
+    logging.raiseExceptions = False  # where nobody reads the log any more, the run goes on
     try:
         if config.resume is not None:
             config = door.resumed(folder, list(HydraConfig.get().overrides.task))
@@ -216,6 +219,10 @@ def attempt(config: DictConfig, folder: Path, sweeping: bool) -> float | None:
             run(config, folder)
     except door.Finished as finished:
         print(finished)
+    except Unread as error:  # all is in the folder
+        _complain(str(error))
+        if not sweeping:
+            sys.exit(1)
     except (UserError, Diverged, OSError) as error:
         why = f"{folder}: {error}" if isinstance(error, OSError) else str(error)
         status = 2 if isinstance(error, UserError) else 1

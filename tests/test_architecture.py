@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"validation", "files", "errors", "signals", "machine", "grid", "published"},
+    {"validation", "files", "errors", "signals", "machine", "grid", "published", "printing"},
     {"schedules"},
     {"categorical", "networks", "data", "tracking", "environment", "sweep"},
     {"estimators", "model", "optimizers"},

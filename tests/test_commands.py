@@ -230,6 +230,14 @@ BAD = {
     "warm-up": (["optimizer/lr=cosine", "optimizer.lr.warmup=99999"], "optimizer.lr", "warmup"),
     "device": (["device=tpu"], "device=tpu"),
     "seed": (["seed=x"], "seed=x"),
+    "a seed that torch does not take": (
+        ["seed=18446744073709551616"],
+        "seed=18446744073709551616",
+    ),
+    "patience for nothing": (
+        ["data=mnist", "data.validation=0", "training.patience=3"],
+        *("training.patience=3", "held out"),
+    ),
     "grammar": (["training.epochs"], "training.epochs"),
     "no group": (["~estimator"], "estimator"),
     "numbers for a group": (["data=[4,4]"], "data=[4,4]: a group takes the name"),
@@ -241,6 +249,10 @@ BAD = {
         ["objective=importance_weighted", "estimator=reinforce"],
         "objective.estimator",
         "Pathwise",
+    ),
+    "no sample to weigh at all": (
+        ["objective=importance_weighted", "estimator=relax"],
+        *("objective.estimator=Relax", "Pathwise"),
     ),
     "nothing to measure": (
         ["objective=vimco", "tracking.gradient_every=1"],
@@ -282,6 +294,25 @@ def test_data_that_is_nowhere_is_said_in_one_line(tmp_path, monkeypatch, capsys)
     assert line.count("\n") == 1
     for way_on in ("data.root=", "data=mnist_5k", "MNIST/raw"):
         assert way_on in line
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to print to")
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_what_cannot_be_printed_is_said_in_one_line(script, run, tmp_path):
+    words = [*SMALL, "training.steps=2", "hydra.run.dir=run"] if script == "train.py" else [run]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *words],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == f"{script}: what was to be printed: No space left on device\n"
+    if script == "train.py":
+        assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
 
 
 def test_cuda_is_refused_where_there_is_none(tmp_path, monkeypatch, capsys):

@@ -224,7 +224,13 @@ def test_differences_are_paired_by_seed():
 
 @pytest.mark.parametrize(
     "description, found",
-    [("b", "b"), ("estimator=b", "b"), ("estimator=a,latents=8", "a latents=8")],
+    [
+        ("b", "b"),
+        ("estimator=b", "b"),
+        ("estimator=a,latents=8", "a latents=8"),
+        ("a,latents=8.0", "a latents=8"),
+        ("8e0", "a latents=8"),
+    ],
 )
 def test_a_baseline_by_what_it_is(description, found):
     groups = only([run("a"), run("b"), run("a", latents=8)])
@@ -234,7 +240,10 @@ def test_a_baseline_by_what_it_is(description, found):
     assert chosen.label.replace(" latents=4", "") == found
 
 
-@pytest.mark.parametrize("description, words", [("c", "none"), ("estimator=a", "2 of the groups")])
+@pytest.mark.parametrize(
+    "description, words",
+    [("c", "none"), ("estimator=a", "2 of the groups"), ("latents=many", "none")],
+)
 def test_a_baseline_that_is_not_one_group_is_refused(description, words):
     with pytest.raises(UserError, match=words):
         comparison.find(only([run("a"), run("b"), run("a", latents=8)]), description)
@@ -260,6 +269,13 @@ def test_markdown():
     assert lines[0] == "### mnist"
     assert lines[-1].split() == ["|", "longer", "|", "-", "|", "10", "|"]
     assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_a_setting_that_some_groups_have_not_stays_as_it_is():
+    groups = only([run(), run(**{"training.steps": 40})])
+    (rows,) = json.loads(render({"x": comparison.group_table(groups)}, "json")).values()
+    steps = [row["training.steps"] for row in rows]
+    assert sorted(map(str, steps)) == ["40", "None"]
 
 
 def test_csv_and_json_round_nothing():

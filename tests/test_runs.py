@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -18,8 +19,10 @@ from sklearn.metrics import log_loss
 
 import vae
 from vae import figures, run_folder, runs
+from vae.comparison import Group, Run
 from vae.data import to_float
 from vae.probe import linear_probe
+from vae.validation import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -183,10 +186,89 @@ def test_what_cannot_be_read_is_named_and_the_rest_compared(sweep, evaluate):
     assert sum(row["n"] for row in rows) == 4
 
 
+@pytest.fixture(scope="module")
+def measured(trained, tmp_path_factory) -> Path:
+    """The sweep, with its evaluations cached: what is broken in it is found fast."""
+    copy = Path(shutil.copytree(trained, tmp_path_factory.mktemp("measured") / "sweep"))
+    for folder in runs.find(copy):
+        runs.evaluated(folder, runs.Library(), 2, CONFIGS)
+    return copy
+
+
+BROKEN = {
+    "evaluation.json": ["", "null", "{}", "[]", '{"asked": 1}', "measured"],
+    "status.json": ["", "[]", '{"status": []}', '{"status": {"a": 1}}'],
+    "summary.json": ["", "3", '{"steps": "many", "seconds": []}', '{"best_epoch": null}'],
+    "metrics.jsonl": ["", '{"a": 1}\n', "[1]\n", "5\n", '{"step": "x"}\n', '{"step": 1', "\0\n"],
+}
+
+
+@pytest.mark.parametrize(
+    "name, content", [(name, content) for name, many in BROKEN.items() for content in many]
+)
+def test_a_broken_file_spoils_no_other_run(measured, tmp_path, evaluate, name, content):
+    sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
+    file = first(sweep) / name
+    if content == "measured":
+        content = json.dumps(json.loads(file.read_text()) | {"measured": {"last": None}})
+    file.write_text(content)
+    report = ["--output", tmp_path / "report"] if name == "metrics.jsonl" else []  # drawn from it
+    words = [*report, "--importance-samples", "2", "--format", "json"]
+    status, printed, errors = evaluate(sweep, *words)
+    assert status == 0
+    said = [line for line in errors.splitlines() if line and not line.startswith("Report: ")]
+    assert all(line.startswith("evaluate.py: ") for line in said)
+    (rows,) = json.loads(printed).values()
+    assert sum(row["n"] for row in rows) >= 5
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json", "status.json"])
+def test_a_folder_in_the_place_of_a_file_spoils_no_other_run(measured, tmp_path, evaluate, name):
+    sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
+    (first(sweep) / name).unlink()
+    (first(sweep) / name).mkdir()
+    status, printed, _ = evaluate(sweep, "--importance-samples", "2", "--format", "json")
+    assert status == 0 and len(*json.loads(printed).values()) == 2
+
+
+def test_a_configuration_cut_anywhere_is_read_or_refused(measured, tmp_path):
+    folder = Path(shutil.copytree(first(measured), tmp_path / "run"))
+    text, library = (folder / "config.yaml").read_text(), runs.Library()
+    ends = {"read": 0, "refused": 0}
+    for length in range(0, len(text), 3):
+        (folder / "config.yaml").write_text(text[:length])
+        try:
+            runs.evaluated(folder, library, 2, CONFIGS)
+            ends["read"] += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+            ends["refused"] += 1
+    assert ends["refused"] > 100
+
+
 def test_nothing_to_compare_is_status_1(tmp_path, evaluate):
     status, printed, errors = evaluate(tmp_path)
     assert (status, printed) == (1, "")
     assert str(tmp_path) in errors
+
+
+def test_why_nothing_could_be_compared(sweep, evaluate):
+    for folder in runs.find(sweep):
+        (folder / "status.json").write_text('{"status": "diverged"}')
+    status, printed, errors = evaluate(sweep)
+    assert (status, printed) == (1, "")
+    assert "nothing could be compared: 3 diverged" in errors
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
+    sweep, evaluate, tmp_path, below
+):
+    (tmp_path / "file").write_text("")
+    status, printed, errors = evaluate(sweep, "--output", tmp_path / "file" / below)
+    assert (status, printed) == (2, "")
+    assert errors.startswith("evaluate.py: --output ") and errors.count("\n") == 1
+    assert not list(sweep.glob("*/evaluation.json"))
 
 
 @pytest.mark.parametrize(
@@ -196,12 +278,15 @@ def test_nothing_to_compare_is_status_1(tmp_path, evaluate):
         ["--importance-samples", "0"],
         ["--format", "xml"],
         ["--model", "first"],
+        ["--gradients", "--draws", "1"],
+        ["--runs", "--draws", "5"],
+        ["--runs", "--estimators", "reinmax"],
     ],
 )
 def test_bad_usage_is_status_2(sweep, evaluate, words):
     status, _, errors = evaluate(sweep, *words)
     assert status == 2
-    assert words[1] in errors and "Traceback" not in errors
+    assert words[1].lstrip("-") in errors and "Traceback" not in errors
 
 
 def test_data_sets_are_compared_apart(sweep, evaluate):
@@ -251,7 +336,8 @@ def test_any_estimator_is_measured_on_a_runs_model(sweep, evaluate, tmp_path):
     assert status == 0
     assert pd.read_csv(StringIO(printed)).estimator.tolist() == ["disarm", "rebar"]
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"gradients.svg", "gradients_along_training.svg"}
+    figures = {"gradients.svg", "gradients_along_training.svg"}
+    assert names == figures | {"gradients.csv", "gradients.json", "gradients.md"}
 
 
 def test_a_process_that_only_evaluates_knows_what_option_files_ask_for(sweep):
@@ -293,6 +379,39 @@ def test_an_estimator_looks_the_same_everywhere_and_like_no_other():
     looks = {name: figures.style(name) for name in names}
     assert len(set(looks.values())) == len(names)
     assert figures.style("of my own") == figures.style("of my own")
+
+
+@pytest.mark.parametrize("number", [3, 50])
+def test_figures_of_many_groups_with_long_names_keep_their_panels(number):
+    """None is squeezed, and no legend lies over one."""
+    names = [
+        f"straight_through_gumbel temperature=0.{n:03} some.other.setting=1e-{n}"
+        for n in range(number)
+    ]
+    numbers = {"elbo": -100.0, "rate": 20.0, "distortion": 80.0}
+    groups = [
+        Group(
+            {"a": name}, "reinmax", [Run(name, "", "", {}, 0, "", {"last": numbers}, 1, 1, 1)], []
+        )
+        for name in names
+    ]
+    lines = pd.DataFrame({"step": [1.0, 2.0], "elbo/train": [-120.0, -100.0]})
+    drawn = [
+        figures.learning_curves(groups, dict.fromkeys(names, lines)),
+        figures.rate_distortion(groups),
+        figures.final_bounds(groups),
+    ]
+    for figure in drawn:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # constrained layout gives up with one
+            figure.draw_without_rendering()
+        (axes,) = figure.axes
+        panel = axes.get_window_extent()
+        assert panel.width > 350 and panel.height > 60
+        for legend in figure.legends:
+            shown = legend.get_window_extent()
+            assert shown.x0 >= panel.x1 and shown.x1 <= figure.bbox.x1 + 1
+            assert shown.y0 >= -1
 
 
 def test_a_figure_of_one_point():

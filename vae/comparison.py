@@ -185,9 +185,11 @@ def find(groups: list[Group], description: str) -> Group:
     words = [word.partition("=") for word in description.split(",")]
 
     def fits(group: Group) -> bool:
-        held = {key: str(value) for key, value in group.settings.items()}
+        held = group.settings
         return description == group.label or all(
-            held.get(key) == value if equals else key in (group.method, *held.values())
+            _same(held.get(key), value)
+            if equals
+            else key == group.method or any(_same(own, key) for own in held.values())
             for key, equals, value in words
         )
 
@@ -197,6 +199,16 @@ def find(groups: list[Group], description: str) -> Group:
         labels = "; ".join(each.label for each in found or groups)
         raise UserError(f"baseline {description}: {number} of the groups fit: {labels}")
     return found[0]
+
+
+def _same(held: Setting | None, word: str) -> bool:
+    """Whether a setting is what a word says; of numbers, however they are written."""
+    if isinstance(held, int | float) and not isinstance(held, bool):
+        try:
+            return held == float(word)
+        except ValueError:
+            return False
+    return str(held) == word
 
 
 # Statistics
@@ -267,7 +279,10 @@ def group_table(
         row["seconds"] = _mean_of([run.seconds for run in each.runs])
         row["steps"] = _mean_of([run.steps for run in each.runs])
         rows.append(row | {"note": each.note()})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for key in groups[0].settings:  # as they are: beside a None, pandas makes a 1 a 1.0
+        table[key] = pd.Series([each.settings[key] for each in groups], dtype=object)
+    return table
 
 
 def run_table(groups: list[Group], model: Model | None = None) -> pd.DataFrame:

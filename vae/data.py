@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import resources
@@ -309,8 +309,9 @@ class Torchvision(Source):
         except UserError as error:
             raise UserError(
                 f"{self.dataset} is not in {folder} and cannot be downloaded ({error}); put its "
-                f"four .gz files there, or name a torchvision root that has them with data.root=, "
-                f"or take the digits that ship with the project: data=mnist_5k"
+                f"four .gz files there, or name a torchvision root that has them (data.root=, of "
+                f"evaluate.py --data-root), or take the digits that ship with the project: "
+                f"data=mnist_5k"
             ) from error
         parts = (read_idx(folder / name, md5[name]) for name in _FILES)
         return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
@@ -349,7 +350,11 @@ def _all_there(folder: Path, names: Iterable[str]) -> bool:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Waits for every other process that fetches into a folder. Raises UserError."""
+    """Waits for every other process that fetches into a folder. Raises UserError.
+
+    Where nothing was fetched, the folders that were made for it go again.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -360,6 +365,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if made and {file.name for file in folder.iterdir()} <= {".lock"}:
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
+                for each in made:
+                    each.rmdir()
 
 
 def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:

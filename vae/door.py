@@ -27,7 +27,7 @@ from .run_state import locked, read_status
 from .schedules import NonNegativeSchedule, PositiveSchedule
 from .tracking import Tracking
 from .training import Training, check_measurable
-from .validation import Count, NonNegative, Positive, UserError, Whole, value
+from .validation import Count, NonNegative, Positive, Seed, UserError, Whole, value
 
 _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
 _CHANGES_NOTHING = ("device", "data.root", "training.capture")  # of what is computed
@@ -45,7 +45,7 @@ class Settings:
 
     latents: Count
     categories: Annotated[int, Field(ge=2)]
-    seed: Whole
+    seed: Seed
     device: Literal["auto", "cpu", "cuda", "mps"]
     importance_samples: Count
 

@@ -73,7 +73,7 @@ def learning_curves(groups: list[Group], curves: dict[str, pd.DataFrame]) -> Fig
     lines = [curves[run.folder] for group in groups for run in group.runs if run.folder in curves]
     held_out = all("elbo/valid" in each for each in lines)
     name = "elbo/valid" if held_out else "elbo/train"
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, [group.label for group in groups])
     drawn = styles(groups)
     final = []
     for group in groups:
@@ -97,7 +97,7 @@ def learning_curves(groups: list[Group], curves: dict[str, pd.DataFrame]) -> Fig
 
 def rate_distortion(groups: list[Group], model: Model | None = None) -> Figure:
     """Every run by its rate and distortion; along a grey line the ELBO is constant."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, [group.label for group in groups])
     drawn = styles(groups)
     for group in groups:
         look = drawn[group.label]
@@ -126,7 +126,8 @@ def rate_distortion(groups: list[Group], model: Model | None = None) -> Figure:
 def final_bounds(groups: list[Group], model: Model | None = None) -> Figure:
     """The test ELBO of every seed, and the mean of each group; the best group on top."""
     groups = [group for group in groups if group.runs]
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained", dpi=110)
+    width = 6.5 + _width([group.label for group in groups])
+    figure = Figure(figsize=(width, 1.2 + 0.32 * len(groups)), layout="constrained", dpi=110)
     axes = figure.add_subplot()
     _plain(axes)
     drawn = styles(groups)
@@ -168,7 +169,7 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     Columns estimator, bias, bias_error, deviation. The bar is a standard error of the bias. What
     has no noise, or a bias far above that of the zero gradient, is named below instead.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, list(measured.estimator))
     drawn = measured[(measured.deviation > _NO_NOISE) & (measured.bias < _WORST_BIAS)]
     for row in drawn.itertuples():
         look = style(row.estimator)
@@ -201,7 +202,7 @@ def gradient_along_training(curves: dict[str, pd.DataFrame]) -> Figure:
 
     Frames with the columns of metrics.jsonl, by estimator.
     """
-    figure, axes = _figure(3)
+    figure, axes = _figure(3, list(curves))
     panels = {"bias": "relative bias", "variance": "relative variance", "cosine": "cosine"}
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
         for estimator, lines in curves.items():
@@ -220,9 +221,15 @@ def gradient_along_training(curves: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """Without pyplot, which keeps every figure in memory and looks for a screen."""
-    figure = Figure(figsize=(3 + 5 * panels, 4.5), layout="constrained", dpi=110)
+def _figure(panels: int, labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """With room for a legend of these beside the panels.
+
+    Without pyplot, which keeps every figure in memory and looks for a screen.
+    """
+    columns = _columns(labels)
+    width = 5 * panels + columns * (0.6 + _width(labels))
+    height = max(4.5, 0.3 + 0.19 * math.ceil(len(labels) / columns))
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     axes = [figure.add_subplot(1, panels, 1 + index) for index in range(panels)]
     for axis in axes:
         _plain(axis)
@@ -242,6 +249,16 @@ def _legend(figure: Figure, axis: Axes) -> None:
         labels,
         loc="outside right upper",
         frameon=False,
-        ncols=math.ceil(len(labels) / 20) or 1,
+        ncols=_columns(labels),
         fontsize="small",
     )
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend."""
+    return math.ceil(len(labels) / 40) or 1
+
+
+def _width(labels: Sequence[str]) -> float:
+    """How wide the longest is in small print, in inches; a little more, rather than less."""
+    return 0.08 * max(map(len, labels), default=0)

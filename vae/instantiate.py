@@ -56,7 +56,13 @@ def describe(error: ValidationError, prefix: str, target: type, allowed: list[st
         case "value_error":
             return f"{key.rstrip('.')}: {first['ctx']['error']}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}={first['input']}: {message}"
+    return f"{key}={_word(first['input'])}: {message}"
+
+
+def _word(given: object) -> str:
+    """A value of a configuration as it stands there, and what was built of one by its class."""
+    plain = given is None or isinstance(given, bool | int | float | str | list | dict)
+    return str(given) if plain else type(given).__name__
 
 
 def first_line(error: BaseException) -> str:

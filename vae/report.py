@@ -37,8 +37,7 @@ def write(
     library: runs.Library,
     folder: Path,
 ) -> Path:
-    """Writes everything, and returns the page. Raises UserError and OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes everything to a folder that is there; the page. Raises UserError and OSError."""
     numbers = {
         data: comparison.group_table(groups, model, baselines.get(data))
         for data, groups in tables.items()
@@ -61,8 +60,10 @@ def write(
 def write_gradients(
     tables: dict[str, pd.DataFrame], curves: dict[str, pd.DataFrame], folder: Path
 ) -> None:
-    """The figures of measured gradients: at given models, and along the training of their runs."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Tables of measured gradients, and figures: at given models, and along their training."""
+    for form, ending in _TABLES.items():
+        text = comparison.render(tables, form, digits=3)
+        write_atomically(folder / f"gradients.{ending}", text.encode())
     for index, (title, table) in enumerate(tables.items()):
         figure = figures.bias_against_deviation(table, title)
         _save(figure, folder, f"gradients_{index}" if index else "gradients")

@@ -14,7 +14,7 @@ from torch import nn
 
 from . import checkpoint, published  # noqa: F401  # option files ask for what was published
 from .data import DataSet, Source
-from .errors import one_line
+from .errors import close_match, one_line
 from .estimators import Estimator
 from .instantiate import build, first_line
 from .model import CategoricalVAE
@@ -91,6 +91,9 @@ def read_config(run: Path, name: str = CONFIG) -> DictConfig:
     for key in ("data", "model", "objective", "training"):
         if not OmegaConf.is_dict(config.get(key)) or "_target_" not in config[key]:
             raise UserError(f"{file} names no {key}")
+    estimator = config.get("estimator")  # not every objective takes one
+    if estimator is not None and (not OmegaConf.is_dict(estimator) or "_target_" not in estimator):
+        raise UserError(f"{file} names no estimator")
     for key in ("latents", "categories", "seed"):
         if not isinstance(config.get(key), int):
             raise UserError(f"{file} has no {key}")
@@ -167,8 +170,12 @@ def default_estimators(
     sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
     given = [*sizes, f"training.steps={total_steps(config)}"]
     estimators = {}
+    known = option_names(configs, "estimator")
     with hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
         for name in names:
+            if name not in known:
+                near = close_match(name, known)
+                raise UserError(f"estimator={name}: there is no such option{near}")
             try:
                 composed = hydra.compose("train", [f"estimator={name}", *given])
             except HydraException as error:

@@ -71,9 +71,8 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
         "models": {which: checkpoint.digest(folder, which) for which in there},
     }
     cached = _read_json(folder / CACHE)
-    if cached.get("asked") == asked:
-        measured = cached["measured"]
-    else:
+    measured = cached.get("measured")
+    if cached.get("asked") != asked or not _is_measured(measured, there):
         measured = _measure(folder, there, data, importance_samples)
         _keep(folder / CACHE, {"asked": asked, "measured": measured})
     summary, status = _read_json(folder / SUMMARY), read_status(folder)
@@ -86,24 +85,46 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
         status=_ENDED.get(status, "unfinished") if status or not summary else "finished",
         measured=measured,
         objective=_last_objective(folder),
-        steps=summary.get("steps"),
-        seconds=summary.get("seconds"),
+        steps=_number(summary.get("steps")),
+        seconds=_number(summary.get("seconds")),
     )
 
 
 def metrics(folder: Path) -> pd.DataFrame:
-    """metrics.jsonl, a row a line; empty where there is none yet. Raises UserError."""
+    """metrics.jsonl, a row a line; empty where there is none yet. Raises UserError.
+
+    A last line that is still being written is left out.
+    """
+    file = folder / METRICS
     try:
-        return pd.read_json(folder / METRICS, lines=True)
+        *lines, rest = file.read_bytes().split(b"\n")
+        table = pd.DataFrame([json.loads(line) for line in lines], dtype=float)
     except FileNotFoundError:
         return pd.DataFrame()
-    except ValueError as error:
-        raise UserError(f"{folder / METRICS} cannot be read: {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    missing = [name for name in ("step", "objective/loss", "elbo/train") if name not in table]
+    if lines and missing:
+        raise UserError(f"{file} cannot be read: there is no {missing[0]} in it")
+    return table
 
 
 def _last_objective(folder: Path) -> float | None:
     lines = metrics(folder)
-    return None if lines.empty else float(lines["objective/loss"].iloc[-1])
+    return None if lines.empty else _number(lines["objective/loss"].iloc[-1])
+
+
+def _number(held: object) -> float | None:
+    return held if isinstance(held, int | float) else None
+
+
+def _is_measured(held: object, there: list[Which]) -> bool:
+    """Whether it is what `_measure` gives, and not what is left of it."""
+    return (
+        isinstance(held, dict)
+        and list(held) == there
+        and all(isinstance(numbers, dict) and "elbo" in numbers for numbers in held.values())
+    )
 
 
 class MeasuredGradients(NamedTuple):

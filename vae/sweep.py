@@ -40,7 +40,9 @@ def mark(overrides: str) -> str:
 
 OmegaConf.register_new_resolver("method", method, replace=True)
 OmegaConf.register_new_resolver("seeds_of", seeds_of, replace=True)
-OmegaConf.register_new_resolver("or_else", lambda given, other: given or other, replace=True)
+OmegaConf.register_new_resolver(
+    "or_else", lambda given, other: other if given is None else given, replace=True
+)
 OmegaConf.register_new_resolver("mark", mark, replace=True)
 
 

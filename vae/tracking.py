@@ -15,6 +15,7 @@ What is no number, such as the norm of a gradient that overflows, is null there.
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -95,6 +96,7 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def __init__(self, run: Path, step: int = 0) -> None:
         """Goes on after a step: what stands there of later ones is dropped. Raises OSError."""
+        self._run = run
         _cut(run / METRICS, step)
         self._metrics = open(run / METRICS, "a", encoding="utf-8")
         self._writer = SummaryWriter(run, purge_step=step + 1)
@@ -128,6 +130,10 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def codes(self, step: int, codes: Tensor, labels: Tensor, images: Tensor) -> None:
         """The projector: codes (n, N, K) with their labels (n,) and images (n, 1, H, W)."""
+        at = (
+            self._run / f"{step:05d}"
+        )  # where it puts them; a run that says this again replaces it
+        shutil.rmtree(at, ignore_errors=True)
         self._writer.add_embedding(codes.flatten(1), labels.tolist(), images, step, "codes")
 
     def text(self, name: str, text: str) -> None:
