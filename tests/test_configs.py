@@ -100,7 +100,8 @@ def test_a_whole_run_is_what_a_schedule_sees(tmp_path):
     schedule = ["estimator/temperature=linear", "training.epochs=7", "data=mnist_5k"]
     experiment = prepared(tmp_path, *schedule)
     assert experiment.objective.estimator.temperature.steps == 7 * 40
-    assert experiment.config["training"]["steps"] == 7 * 40
+    assert experiment.config["estimator"]["temperature"]["steps"] == 7 * 40
+    assert experiment.config["training"]["steps"] is None  # as it was asked for
 
 
 def test_the_run_folder_gets_the_resolved_configuration(tmp_path):

@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from torch import nn
 
 from .errors import close_match
 from .validation import UserError
@@ -61,8 +62,7 @@ def describe(error: ValidationError, prefix: str, target: type, allowed: list[st
 
 def _word(given: object) -> str:
     """A value of a configuration as it stands there, and what was built of one by its class."""
-    plain = given is None or isinstance(given, bool | int | float | str | list | dict)
-    return str(given) if plain else type(given).__name__
+    return type(given).__name__ if isinstance(given, nn.Module) else str(given)
 
 
 def first_line(error: BaseException) -> str:
