@@ -182,7 +182,7 @@ def job(config: DictConfig) -> float | None:
 
     Returns the run's score, or None where there is none: then it has failed.
     """
-    from vae import signals
+    from vae import signals, sweep
 
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     made = Path(HydraConfig.get().runtime.output_dir)
@@ -191,10 +191,8 @@ def job(config: DictConfig) -> float | None:
         return attempt(config, folder, sweeping)
     except (signals.Interrupted, KeyboardInterrupt) as interrupted:
         _discard(made)
-        if sweeping:
-            way_on = f"sweep={Path(HydraConfig.get().sweep.dir).name}"
-        else:
-            way_on = f"resume={folder}" if folder.exists() else None
+        kept = f"resume={folder}" if folder.exists() else None
+        way_on = sweep.again(Path(HydraConfig.get().sweep.dir)) if sweeping else kept
         sys.exit(_interrupted(interrupted, way_on))
     finally:
         _discard(made)  # Hydra made it before anything was checked
@@ -323,7 +321,7 @@ def main() -> int:
         return 1
     except (signals.Interrupted, KeyboardInterrupt) as interrupted:
         folder = sweep.Failures.folder
-        return _interrupted(interrupted, f"sweep={folder.name}" if folder is not None else None)
+        return _interrupted(interrupted, sweep.again(folder) if folder is not None else None)
     failures = sweep.failures()
     for number, failure in failures.items():
         _complain(f"#{number}: {failure.why}")

@@ -104,7 +104,10 @@ def load(run: Path, which: Which, step: int | None = None) -> dict[str, Any]:
         if step is None or content["step"] <= step:
             return content
     ahead = "" if step is None else f" of step {step} or before"
-    raise UserError(f"{run} has no {path(run, which).name}{ahead}: its first epoch never ended")
+    why = "its first epoch never ended"
+    if which == "best":
+        why += ", or no images were held out to judge it by"
+    raise UserError(f"{run} has no {path(run, which).name}{ahead}: {why}")
 
 
 def rewind(run: Path, step: int) -> None:

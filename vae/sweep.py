@@ -46,6 +46,12 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("mark", mark, replace=True)
 
 
+def again(folder: Path) -> str:
+    """The override that has the same command go on in a sweep's folder."""
+    named = folder.parent.name == "outputs"
+    return f"sweep={folder.name}" if named else f"hydra.sweep.dir={folder}"
+
+
 class Failure(NamedTuple):
     status: int  # that a run of its own would have exited with
     why: str
