@@ -183,7 +183,7 @@ def gradients(arguments: argparse.Namespace) -> int:
             row = {"run": str(folder), "estimator": name, **quality._asdict()}
             rows.setdefault(measured.title, []).append(row)
         if "gradient/bias" in lines:
-            curves[measured.own] = lines
+            curves[folder] = measured.own, lines
     if not rows:
         complain("nothing could be measured")
         return 1

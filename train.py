@@ -167,7 +167,11 @@ def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path
     from vae import comparison
     from vae.printing import say
 
-    table = {comparison.title(experiment.data): pd.DataFrame(rows)}
+    table = {
+        comparison.title(experiment.data, experiment.settings.importance_samples): pd.DataFrame(
+            rows
+        )
+    }
     if experiment.folder == folder:
         where = [f"Run folder: {folder}", f"To look at it: tensorboard --logdir {folder.parent}"]
     else:

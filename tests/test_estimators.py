@@ -1,6 +1,7 @@
 """The contract of an estimator, held to every yaml under configs/estimator."""
 
 import itertools
+import math
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,15 @@ from scipy.stats import chisquare, norm
 from torch.testing import assert_close
 
 from vae.categorical import one_hot_argmax
-from vae.estimators import Estimator, Exact, Objective, Pathwise, StraightThroughArgmax
+from vae.estimators import (
+    Estimator,
+    Exact,
+    Objective,
+    Pathwise,
+    ReinforceMovingAverage,
+    StraightThroughArgmax,
+)
+from vae.estimators.disarm import antithetic_pair
 from vae.schedules import schedules_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -329,6 +338,30 @@ def test_a_state_dict_restores_an_estimator(name):
         evaluated(fresh, logits, f, 3), evaluated(used, logits, f, 3), strict=True
     ):
         assert torch.equal(restored, original)
+
+
+def test_a_moving_average_forgets_a_loss_that_is_no_number():
+    estimator = ReinforceMovingAverage(decay=0.9)
+    logits = torch.randn(5, N, K)
+    estimator(logits, lambda z: z.sum((-2, -1)) + 3, 0)
+    before = estimator.average.clone(), estimator.seen.clone()
+    estimator(logits, lambda z: z.sum((-2, -1)) * math.nan, 1)
+    assert (estimator.average, estimator.seen) == before
+    estimator(logits, lambda z: z.sum((-2, -1)) + 3, 2)
+    assert (estimator.average / estimator.seen).item() == pytest.approx(N + 3)
+
+
+def test_antithetic_codes_are_drawn_in_float64(monkeypatch):
+    """Float32's uniforms are multiples of 2^-24, and would draw a category of 1e-13 that often."""
+    drawn, rand = [], torch.rand
+
+    def noted(*size, **given):
+        drawn.append(rand(*size, **given))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "rand", noted)
+    antithetic_pair(torch.randn(5, N, K, dtype=torch.float32))
+    assert [each.dtype for each in drawn] == [torch.float64]
 
 
 @every_estimator

@@ -74,6 +74,16 @@ REINMAX = {
 HERE = ["data=mnist_5k", "training.steps=9"]
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "exponential", "constant"])
+def test_a_schedule_begins_at_the_published_rate(tmp_path, schedule):
+    words = ["experiment=reinmax_8x16", "estimator=reinmax", f"optimizer/lr={schedule}"]
+    words += ["optimizer.lr.warmup=0"] if schedule == "cosine" else []
+    for rate, changed in ((7e-4, []), (1e-4, ["published.reinmax.lr=1e-4"])):
+        folder = tmp_path / str(rate)
+        folder.mkdir()
+        assert prepared(folder, *words, *changed).optimizer.lr(0) == rate
+
+
 @pytest.mark.parametrize(
     ("experiment", "estimator"), [(size, name) for size, rows in REINMAX.items() for name in rows]
 )

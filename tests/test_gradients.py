@@ -161,6 +161,17 @@ def test_the_same_seed_gives_the_same_numbers():
     assert a != gradient_quality(model, estimator, x, truth, draws=40, seed=1)
 
 
+def test_no_bias_is_seen_where_a_part_takes_many_passes(monkeypatch):
+    """Nothing is enumerated, the references are noisy, and no part shares one with another."""
+    monkeypatch.setattr(gradients, "can_enumerate", lambda model: False)
+    monkeypatch.setattr(gradients, "_REFERENCE_SAMPLES", 8)
+    monkeypatch.setattr(gradients, "_NUMBERS", 1)  # one draw at a time
+    model, x = vae(), images()
+    measured = gradient_quality(model, Reinforce(50), x, true_gradients(model, x), draws=1_000)
+    assert measured.bias <= 5 * measured.bias_error
+    assert measured.bias < 0.25
+
+
 @pytest.mark.parametrize("draws", [1, 2, 7])
 def test_few_draws_are_enough_to_run(draws):
     model, x = vae(), images()

@@ -111,6 +111,20 @@ def test_a_run_says_how_it_ended(sweep, status, summary, said):
     assert runs.evaluated(folder, runs.Library(), 2, CONFIGS).status == said
 
 
+def test_the_probe_sees_images_drawn_as_those_of_the_test(sweep, monkeypatch):
+    config = first(sweep) / "config.yaml"
+    config.write_text(config.read_text().replace("binarize: none", "binarize: dynamic"))
+    seen = []
+
+    def probe(model, train, test):
+        seen.extend([train.images, test.images])
+        return linear_probe(model, train, test)
+
+    monkeypatch.setattr(runs, "linear_probe", probe)
+    runs.evaluated(first(sweep), runs.Library(), 2, CONFIGS)
+    assert seen and all(set(images.unique().tolist()) == {0, 255} for images in seen)
+
+
 def test_the_probe_is_scikit_learns_on_the_codes_themselves(sweep):
     model = vae.load(first(sweep))
     for parameter in model.encoder.parameters():  # codes that vary, whatever was learned

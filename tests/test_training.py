@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from vae.networks import MLP
 from vae.objective import NegativeELBO
 from vae.optimizers import Adam
 from vae.schedules import Linear
+from vae.signals import Interrupted
 from vae.tracking import Tracker, Tracking
 from vae.trainee import Diverged, Run, Trained
 from vae.training import Training, train
@@ -141,6 +143,32 @@ def test_without_validation_there_is_no_best(tmp_path):
     done, lines = trained(tmp_path, objective(), data(valid=0), pictures_every=1)
     assert done.best_epoch is None and not checkpoint.path(tmp_path, "best").exists()
     assert "elbo/valid" not in lines[0] and "latent/perplexity" in lines[0]
+
+
+class Signalled(NegativeELBO):
+    """Is asked to stop in one step."""
+
+    def __init__(self, at: int) -> None:
+        plain = objective()
+        super().__init__(plain.model, plain.estimator)
+        self._at = at
+
+    def forward(self, x, step):
+        if step == self._at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(x, step)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("at", range(9))
+def test_a_signal_in_any_step_loses_nothing(tmp_path, at, clip):
+    """The last one of an epoch, and of the run, among them."""
+    end, lines = trained(tmp_path / "whole", objective(), data(), clip=clip)
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "run", Signalled(at), data(), clip=clip)
+    again, gone_on = trained(tmp_path / "run", objective(), data(), clip=clip)
+    assert gone_on == lines
+    assert timeless(again) == timeless(end)
 
 
 def test_patience_ends_training(tmp_path):

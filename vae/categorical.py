@@ -5,6 +5,7 @@ Logarithms are natural and every sum runs over the latents: nats per image.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +16,25 @@ def gradient_of(x: Tensor) -> Tensor:
     return x - x.detach()
 
 
+def fine_uniform(
+    shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniform in [0, 1), in float64 where the device has it.
+
+    Float32's, multiples of 2^-24, would give rare categories too often or never.
+    """
+    fine = torch.float32 if device.type == "mps" else torch.float64
+    return torch.rand(shape, dtype=fine, device=device, generator=generator)
+
+
 def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Standard Gumbel noise (samples, *logits.shape), in float32 or better.
 
-    -log(-log U), always finite. U is drawn in float64 where the device has it: float32's would
-    never give the rarest categories. (`exponential_`, one number after the other, takes three
-    times as long on a CPU.)
+    -log(-log U), always finite. (`exponential_`, one number after the other, takes three times as
+    long on a CPU.)
     """
-    fine = torch.float32 if logits.device.type == "mps" else torch.float64
-    shape = (samples, *logits.shape)
-    uniform = torch.rand(shape, dtype=fine, device=logits.device, generator=generator)  # in [0, 1)
-    info = torch.finfo(fine)
+    uniform = fine_uniform((samples, *logits.shape), logits.device, generator)
+    info = torch.finfo(uniform.dtype)
     exponential = uniform.clamp(info.tiny, 1 - info.eps / 2).log_().neg_()
     return exponential.to(torch.promote_types(logits.dtype, torch.float32)).log_().neg_()
 

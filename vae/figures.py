@@ -9,6 +9,7 @@ import textwrap
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -197,23 +198,31 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def gradient_along_training(curves: dict[str, pd.DataFrame]) -> Figure:
-    """Bias, variance and cosine of each estimator's gradient at the model that it trains.
+def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Figure:
+    """Bias, variance and cosine of a run's gradient at the model that it trains, a line a run.
 
-    Frames with the columns of metrics.jsonl, by estimator.
+    The run's estimator and a frame with the columns of metrics.jsonl, by the run's folder: that is
+    what a line is called where there are several runs of the estimator.
     """
-    figure, axes = _figure(3, list(curves))
+    runs = Counter(estimator for estimator, _ in curves.values())
+    names = {
+        folder: estimator if runs[estimator] == 1 else folder.name
+        for folder, (estimator, _) in curves.items()
+    }
+    figure, axes = _figure(3, list(names.values()))
     panels = {"bias": "relative bias", "variance": "relative variance", "cosine": "cosine"}
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
-        for estimator, lines in curves.items():
-            drawn = style(estimator)
+        turns: Counter[str] = Counter()
+        for folder, (estimator, lines) in curves.items():
+            drawn = style(estimator, turns[estimator])
+            turns[estimator] += 1
             points = lines.dropna(subset=[f"gradient/{name}"])
             axis.plot(
                 points["step"],
                 points[f"gradient/{name}"],
                 color=drawn.color,
                 linestyle=drawn.linestyle,
-                label=estimator,
+                label=names[folder],
             )
         axis.set(xlabel="step", ylabel=label)
     axes[1].set_yscale("log")

@@ -58,7 +58,9 @@ def write(
 
 
 def write_gradients(
-    tables: dict[str, pd.DataFrame], curves: dict[str, pd.DataFrame], folder: Path
+    tables: dict[str, pd.DataFrame],
+    curves: dict[Path, tuple[str, pd.DataFrame]],
+    folder: Path,
 ) -> None:
     """Tables of measured gradients, and figures: at given models, and along their training."""
     for form, ending in _TABLES.items():

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from . import checkpoint, run_folder
 from .checkpoint import WHICH, Which
 from .comparison import Run, title
-from .data import DataSet, digest, to_float, training_batches
+from .data import DataSet, Split, digest, fixed_draw, to_float, training_batches
 from .estimators import Estimator, Exact
 from .evaluation import bounds
 from .gradients import GradientQuality, fit, gradient_quality, true_gradients
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CACHE = "evaluation.json"
 
-_FORMAT = 1  # of the cache: to be raised with every change of what is measured
+_FORMAT = 2  # of the cache: to be raised with every change of what is measured
 _ENDED = {"finished": "finished", "diverged": "diverged"}  # all others are yet to end
 _GRADIENT_IMAGES = 100
 _FIT_EPOCHS, _FIT_BATCH = 2, 100
@@ -78,7 +79,7 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     summary, status = _read_json(folder / SUMMARY), read_status(folder)
     return Run(
         folder=str(folder),
-        data=title(data),
+        data=title(data, importance_samples),
         method=run_folder.method(config, configs),
         settings=run_folder.settings(config, configs),
         seed=config.seed,
@@ -179,6 +180,7 @@ def _measure(
     folder: Path, there: list[Which], data: DataSet, importance_samples: int
 ) -> dict[Which, dict[str, float | None]]:
     measured = {}
+    seen = Split(fixed_draw(data, data.train), data.train.labels)  # as the test images are drawn
     for which in there:
         model = run_folder.load(folder, which)
         same = [other for other in measured if _same_step(folder, which, other)]
@@ -186,7 +188,7 @@ def _measure(
             measured[same[0]]
             if same
             else bounds(model, data.test.images, importance_samples)
-            | linear_probe(model, data.train, data.test)._asdict()
+            | linear_probe(model, seen, data.test)._asdict()
         )
     return measured
 
@@ -197,8 +199,8 @@ def _same_step(folder: Path, one: Which, other: Which) -> bool:
 
 def _fit(model: CategoricalVAE, estimator: Estimator, data: DataSet) -> None:
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_FIT_EPOCHS):
-        fit(model, estimator, training_batches(data, _FIT_BATCH, generator))
+    epochs = (training_batches(data, _FIT_BATCH, generator) for _ in range(_FIT_EPOCHS))
+    fit(model, estimator, chain.from_iterable(epochs))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def train(
             for number in range(done if data.redraw else 0):
                 batches.get(number)  # draws what was drawn
             take_step.begin(done, clock.step)
-            for number in range(done, min(len(batches), total_steps - clock.first_step)):
+            due = min(len(batches), total_steps - clock.first_step)
+            for number in range(done, due):
                 left_out = take_step(number, clock.step)
                 for member in going() if left_out else ():
                     if member.which in left_out:
@@ -129,7 +130,7 @@ def train(
             taken = clock.step - first_step
             spent = time.perf_counter() - began
             clock.seconds += spent
-            if interruption.requested is not None:
+            if interruption.requested is not None and clock.step - clock.first_step < due:
                 together = company(going())
                 for member in going():
                     member.run.tracker.flush()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..categorical import gradient_of, one_hot
+from ..categorical import fine_uniform, gradient_of, one_hot
 from ..schedules import Step
 from .base import Estimator, Objective
 
@@ -44,7 +44,7 @@ def antithetic_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     rest = log_p.flip(-1).logcumsumexp(-1).flip(-1)  # log of what is left of the stick
     h = (log_p - rest).exp()  # (B, N, K); the share that each break takes, 1 at the last
     h = torch.cat([h[..., :-1].clamp_max(0.5), torch.ones_like(h[..., :1])], -1)
-    u = torch.rand_like(h)
+    u = fine_uniform(h.shape, h.device)
     breaks = torch.stack([u < h, 1 - u <= h])  # (2, B, N, K)
     breaks[..., -1] = True
     first = breaks.to(torch.uint8).argmax(-1)  # (2, B, N): the first break is the code

@@ -58,8 +58,9 @@ class ReinforceMovingAverage(Estimator):
         baseline = self.average / self.seen.clamp_min(torch.finfo(self.seen.dtype).tiny)
         if self.training:
             mean = loss.detach().mean().to(self.average.dtype)
-            self.average.mul_(self.decay).add_(mean * (1 - self.decay))
-            self.seen.mul_(self.decay).add_(1 - self.decay)
+            for old, now in ((self.average, mean), (self.seen, torch.ones_like(mean))):
+                moved = old * self.decay + now * (1 - self.decay)
+                old.copy_(torch.where(mean.isfinite(), moved, old))  # no bad step spoils it
         advantage = (loss - baseline).detach()
         return (loss + gradient_of(advantage * log_prob(logits, z))).squeeze(0)
 
