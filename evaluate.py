@@ -42,7 +42,6 @@ def parse() -> argparse.Namespace:
     add(
         "--importance-samples",
         type=count,
-        default=100,
         metavar="M",
         help="samples of the importance-weighted bound (default: 100)",
     )
@@ -62,6 +61,10 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.gradients and (arguments.estimators or arguments.draws):
         parser.error("--estimators and --draws go with --gradients")
+    if arguments.gradients and (
+        arguments.each or arguments.baseline or arguments.importance_samples
+    ):
+        parser.error("--runs, --baseline and --importance-samples do not go with --gradients")
     if arguments.draws == 1:
         parser.error("--draws: one draw has no deviation")
     return arguments
@@ -77,12 +80,11 @@ def count(word: str) -> int:
 def main() -> int:
     arguments = parse()
     from vae import machine
-
-    machine.prepare()
     from vae.printing import Unread
     from vae.validation import UserError
 
     try:
+        machine.prepare()
         return (gradients if arguments.gradients else compare)(arguments)
     except UserError as error:  # what is wrong with one run is said of that run, and no end
         complain(error)
@@ -91,7 +93,7 @@ def main() -> int:
         complain(error)
         return 1
     except KeyboardInterrupt:
-        complain("interrupted; what was measured is kept, but for the run that it was in")
+        complain("interrupted")
         return 130
 
 
@@ -151,7 +153,8 @@ def evaluated(arguments: argparse.Namespace, library: "Library") -> "list[Run]":
     measured = []
     for folder in tqdm(folders(arguments), unit=" runs", leave=False, disable=None):
         try:
-            measured.append(runs.evaluated(folder, library, arguments.importance_samples, CONFIGS))
+            samples = arguments.importance_samples or 100
+            measured.append(runs.evaluated(folder, library, samples, CONFIGS))
         except UserError as error:
             complain(error)
     return measured
@@ -162,13 +165,18 @@ def gradients(arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from vae import comparison, report, run_folder, runs
+    from vae.errors import close_match
     from vae.printing import say
     from vae.validation import UserError
 
     prepare(arguments.output)
-    names = arguments.estimators
+    names, known = arguments.estimators, run_folder.option_names(CONFIGS, "estimator")
     if names == ["all"]:
-        names = run_folder.option_names(CONFIGS, "estimator")
+        names = known
+    for name in names or ():
+        if name not in known:
+            near = close_match(name, known)
+            raise UserError(f"--estimators {name}: there is no such option{near}")
     library, rows, curves = runs.Library(arguments.data_root), {}, {}
     for folder in folders(arguments):
         try:
@@ -226,4 +234,7 @@ def complain(message: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from vae.printing import settled
+
+    with settled():
+        sys.exit(main())

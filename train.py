@@ -6,6 +6,7 @@ with the number that a search maximises, its validation ELBO.
 """
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -67,16 +68,18 @@ def run(config: DictConfig, folder: Path) -> None:
             measured = conclude(experiment, outcome, own.tracker)
             rows += [{"model": name + words, **bounds} for words, bounds in measured.items()]
             standing.says(experiment.folder, "finished")
-    if rows:
-        report(first, rows, folder)
-    if diverged:
-        raise Diverged("; ".join(diverged))
+    try:
+        if rows:
+            report(first, rows, folder)
+    finally:
+        if diverged:
+            raise Diverged("; ".join(diverged))
 
 
 def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> "list[Run]":
     """The runs that the experiments are, with what logs them open until the stack is closed."""
     from vae.environment import environment
-    from vae.tracking import Spread, Tracker, write_json
+    from vae.tracking import Spread, Tracker
     from vae.trainee import Run
 
     made_with = environment(experiments[0].data.train.images.device)
@@ -90,7 +93,7 @@ def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> 
     }
     runs = []
     for experiment in experiments:
-        write_json(experiment.folder / "environment.json", made_with)
+        note_environment(experiment.folder / "environment.json", made_with, experiment.step)
         tracker = stack.enter_context(Tracker(experiment.folder, experiment.step))
         if not experiment.step:
             tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
@@ -107,14 +110,28 @@ def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> 
     return runs
 
 
+def note_environment(file: Path, made_with: dict[str, object], step: int) -> None:
+    """What a run is made with; what it went on with, and from which step, is added to that."""
+    from vae.files import write_json
+
+    try:
+        before = json.loads(file.read_bytes()) if step else {}
+    except (OSError, ValueError):
+        before = {}
+    if before:
+        went_on = [*before.get("went_on", []), {"from_step": step, **made_with}]
+        made_with = before | {"went_on": went_on}
+    write_json(file, made_with)
+
+
 def conclude(
     experiment: "Experiment", trained: "Trained", tracker: "Tracker"
 ) -> dict[str, dict[str, float | None]]:
     """Measures a trained model; the numbers go to TensorBoard and a file, and are returned."""
     from vae import evaluation, pictures, run_folder
     from vae.data import fixed_draw, to_float
+    from vae.files import write_json
     from vae.run_state import SUMMARY
-    from vae.tracking import write_json
 
     data, settings = experiment.data, experiment.settings
     epochs = {"best": trained.best_epoch, "last": trained.epochs}
@@ -190,13 +207,14 @@ def job(config: DictConfig) -> float | None:
 
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     made = Path(HydraConfig.get().runtime.output_dir)
-    folder = made if config.resume is None else Path(config.resume)
+    folder = made if config.resume is None else Path(str(config.resume))
     try:
         return attempt(config, folder, sweeping)
     except (signals.Interrupted, KeyboardInterrupt) as interrupted:
         _discard(made)
-        kept = f"resume={folder}" if folder.exists() else None
-        way_on = sweep.again(Path(HydraConfig.get().sweep.dir)) if sweeping else kept
+        way_on = f"train.py resume={folder}" if folder.exists() else None
+        if sweeping:
+            way_on = f"the same command and {sweep.again(Path(HydraConfig.get().sweep.dir))}"
         sys.exit(_interrupted(interrupted, way_on))
     finally:
         _discard(made)  # Hydra made it before anything was checked
@@ -216,7 +234,7 @@ def attempt(config: DictConfig, folder: Path, sweeping: bool) -> float | None:
     logging.raiseExceptions = False  # where nobody reads the log any more, the run goes on
     try:
         if config.resume is not None:
-            config = door.resumed(folder, list(HydraConfig.get().overrides.task))
+            config = door.resumed(folder, config, list(HydraConfig.get().overrides.task))
         with run_state.locked(folder):
             run(config, folder)
     except door.Finished as finished:
@@ -262,7 +280,7 @@ def _interrupted(interrupted: BaseException, way_on: str | None) -> int:
 
     if not isinstance(interrupted, Interrupted):
         interrupted = Interrupted(signal.SIGINT)
-    kept = "before anything was kept" if way_on is None else f"run it again with {way_on} to go on"
+    kept = "before anything was kept" if way_on is None else f"go on with {way_on}"
     _complain(f"{interrupted}; {kept}")
     return interrupted.status
 
@@ -325,7 +343,8 @@ def main() -> int:
         return 1
     except (signals.Interrupted, KeyboardInterrupt) as interrupted:
         folder = sweep.Failures.folder
-        return _interrupted(interrupted, sweep.again(folder) if folder is not None else None)
+        way_on = f"the same command and {sweep.again(folder)}" if folder is not None else None
+        return _interrupted(interrupted, way_on)
     failures = sweep.failures()
     for number, failure in failures.items():
         _complain(f"#{number}: {failure.why}")
@@ -333,4 +352,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from vae.printing import settled
+
+    with settled():
+        sys.exit(main())

@@ -226,10 +226,11 @@ def test_differences_are_paired_by_seed():
         ("estimator=a,latents=8", "a latents=8"),
         ("a,latents=8.0", "a latents=8"),
         ("8e0", "a latents=8"),
+        ("b,shared=3", "b"),
     ],
 )
 def test_a_baseline_by_what_it_is(description, found):
-    groups = only([run("a"), run("b"), run("a", latents=8)])
+    groups = only([run("a", shared=3), run("b", shared=3), run("a", latents=8, shared=3)])
     labels = {each.label.replace(" latents=4", "") for each in groups}
     assert found in labels
     chosen = comparison.find(groups, description)
@@ -265,6 +266,11 @@ def test_markdown():
     assert lines[0] == "### mnist"
     assert lines[-1].split() == ["|", "longer", "|", "-", "|", "10", "|"]
     assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_every_group_has_a_name():
+    groups = only([run(), run(**{"training.clip": 1.0})])
+    assert {each.label for each in groups} == {"reinmax", "training.clip=1.0"}
 
 
 def test_a_setting_that_some_groups_have_not_stays_as_it_is():

@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import vae
 from vae import checkpoint, run_state
-from vae.tracking import write_json
+from vae.files import write_json
 from vae.validation import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -265,6 +265,41 @@ def test_resume_goes_on_for_longer(whole, tmp_path, inside):
 def test_resume_changes_nothing_else(whole, tmp_path, inside, words, said):
     code, _, err = inside(f"resume={whole}", *words, cwd=tmp_path)
     assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_resume_takes_values_as_hydra_does(whole, tmp_path, inside):
+    run = Path(shutil.copytree(whole, tmp_path / "5"))
+    assert inside("resume=5", "training.epochs=6", "training.capture=off", cwd=tmp_path)[0] == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["capture"] == "off"
+    code, _, err = inside("resume=5", "data.root='a: b'", "training.epochs=2", cwd=tmp_path)
+    assert code == 2 and err.count("\n") == 1
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_a_run_remembers_what_it_was_first_made_with(whole, tmp_path, inside):
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    made = json.loads((run / "environment.json").read_text())
+    for epochs in (6, 7):
+        assert inside("resume=run", f"training.epochs={epochs}", cwd=tmp_path)[0] == 0
+    noted = json.loads((run / "environment.json").read_text())
+    went_on = noted.pop("went_on")
+    assert noted == made
+    assert [each["from_step"] for each in went_on] == [200, 240]
+    assert went_on[1]["overrides"] == ["resume=run", "training.epochs=7"]
+
+
+def test_a_longer_run_is_not_finished_because_it_was(whole, tmp_path, inside, monkeypatch):
+    """Where it is killed as soon as its configuration says how long it is."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    monkeypatch.setattr(run_state.Standing, "__enter__", lambda self: os._exit(1))
+    child = os.fork()
+    if not child:
+        inside("resume=run", "training.epochs=7", cwd=tmp_path)
+    os.waitpid(child, 0)
+    monkeypatch.undo()
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 7
+    assert inside("resume=run", "training.epochs=7", cwd=tmp_path)[0] == 0
+    assert steps_of(run) == 280
 
 
 def steps_of(run: Path) -> int:

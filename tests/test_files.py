@@ -53,6 +53,19 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, old, call, failu
     assert old is None or file.read_bytes() == old
 
 
+def test_an_interruption_after_the_renaming_is_one(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def late(source, target):
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     calls = []
 

@@ -266,6 +266,27 @@ def test_nothing_to_compare_is_status_1(tmp_path, evaluate):
     assert str(tmp_path) in errors
 
 
+def test_a_data_set_without_a_finished_run_has_no_figures(sweep, evaluate, tmp_path):
+    folder = first(sweep)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("binarize: none", "binarize: static"))
+    (folder / "status.json").write_text('{"status": "interrupted"}')
+    status, _, errors = evaluate(sweep, "--output", tmp_path / "report")
+    assert status == 0 and "index.html" in errors
+    assert (tmp_path / "report/index.html").read_text().count("<svg") == 3
+
+
+def test_steps_that_were_filled_in_part_no_groups(sweep, evaluate):
+    """As an older version left them in config.yaml."""
+    for folder in runs.find(sweep):
+        config = folder / "config.yaml"
+        steps = 80 if "seed0" in folder.name else "null"  # two epochs of 40
+        config.write_text(config.read_text().replace("steps: 41", f"steps: {steps}"))
+    _, printed, _ = evaluate(sweep, "--format", "json")
+    (rows,) = json.loads(printed).values()
+    assert [row["n"] for row in rows] == [3, 3]
+
+
 def test_why_nothing_could_be_compared(sweep, evaluate):
     for folder in runs.find(sweep):
         (folder / "status.json").write_text('{"status": "diverged"}')
@@ -295,6 +316,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
         ["--gradients", "--draws", "1"],
         ["--runs", "--draws", "5"],
         ["--runs", "--estimators", "reinmax"],
+        ["--gradients", "--importance-samples", "5"],
     ],
 )
 def test_bad_usage_is_status_2(sweep, evaluate, words):
@@ -375,7 +397,7 @@ def test_all_means_every_yaml(sweep, monkeypatch):
 
 def test_an_estimator_that_there_is_not(sweep, evaluate):
     status, _, errors = evaluate(first(sweep), "--gradients", "--estimators", "straight_trough")
-    assert status == 1
+    assert status == 2
     assert "did you mean straight_through?" in errors
 
 

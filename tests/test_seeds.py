@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 import vae
-from vae import run_state
+from vae import checkpoint, run_state
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -256,7 +256,7 @@ def test_one_that_has_gone_on_alone_loses_nothing(parent, tmp_path, train, alone
     before = written(parent)
     code, _, err = train(f"resume={parent}", f"training.epochs={then}", cwd=tmp_path)
     assert code == 2 and err.count("\n") == 1
-    assert f"seed_1 has gone on alone, to step {40 * alone}" in err
+    assert f"seed_1 is at step {40 * alone} without the others" in err
     assert written(parent) == before
 
 
@@ -267,8 +267,43 @@ def test_one_that_others_left_loses_nothing_either(tmp_path, train):
     assert train(f"resume={grid}/lr_0.001", "training.epochs=3", cwd=tmp_path)[0] == 0
     before = written(grid)
     code, _, err = train(f"resume={grid}", "training.epochs=3", cwd=tmp_path)
-    assert code == 2 and "lr_0.001 has gone on alone, to step 120" in err
+    assert code == 2 and "lr_0.001 is at step 120 without the others" in err
     assert written(grid) == before
+
+
+def test_where_one_is_missing_the_others_lose_nothing(parent, tmp_path, train):
+    shutil.rmtree(parent / "seed_1")
+    before = written(parent)
+    code, _, err = train(*TWO, cwd=tmp_path)
+    assert code == 2 and "seed_0 is at step 80 without the others" in err
+    assert written(parent) == before
+
+
+def test_those_that_one_had_left_before_reasons_were_kept_go_on(tmp_path, train):
+    """Files of an older version."""
+    words = [*SMALL, "training.epochs=2", "optimizer.lr=[1e-3,1e30]", "hydra.run.dir=grid"]
+    assert train(*words, cwd=tmp_path)[0] == 1
+    content = checkpoint.load(tmp_path / "grid/lr_0.001", "last")
+    content = {k: v for k, v in content.items() if k not in ("together", "device", "file")}
+    content["left"] = list(content["left"])
+    checkpoint.save(tmp_path / "grid/lr_0.001", "last", content)
+    code, out, err = train("resume=grid", "training.epochs=3", cwd=tmp_path)
+    assert code == 1 and err == "train.py: lr_1e+30: it had left the others\n"
+    assert "lr_0.001: last (epoch 3)" in out
+
+
+def test_skipped_steps_have_a_mean_over_all(tmp_path, train):
+    words = ["training.epochs=1", "seeds=2", "training.on_nan=skip", "hydra.run.dir=parent"]
+    assert train(*SMALL, *words, cwd=tmp_path)[0] == 0
+    assert scalars(tmp_path / "parent")["objective/skipped"] == [(40, 0.0)]
+
+
+def test_sweeps_of_seeds_beside_sweeps_of_replicas(tmp_path, train):
+    words = [*SMALL, "training.steps=1", "seeds=2", "seed=0,10", "sweep=mine", "-m"]
+    code, _, err = train(*words, cwd=tmp_path)
+    assert code == 0, err
+    names = [name.rpartition("_")[0] for name in folders(tmp_path / "outputs/mine")]
+    assert names == ["exact_2x3_seed10_seeds2", "exact_2x3_seeds2"]
 
 
 @pytest.mark.parametrize("held", [".", "seed_1"])

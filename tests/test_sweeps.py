@@ -143,7 +143,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path, how, numbe
     status, err = interrupted(how, number, [*words, "hydra.launcher.n_jobs=2"], tmp_path)
     assert status == 128 + number
     assert (
-        "run it again with sweep=mine to go on" in err
+        "go on with the same command and sweep=mine" in err
         and "Traceback" not in err
         and "leaked" not in err
     )

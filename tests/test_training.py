@@ -448,7 +448,7 @@ def test_one_that_has_gone_on_alone_is_not_gone_on_with(tmp_path, failing, epoch
     together(fragile(tmp_path, failing, {}), data(), epochs=2)
     together(fragile(tmp_path, {}, {})[1:2], data(), epochs=epochs)
     before = kept(tmp_path / "r1")
-    with pytest.raises(UserError, match=f"r1 has gone on alone, to step {3 * epochs}"):
+    with pytest.raises(UserError, match=f"r1 is at step {3 * epochs} without the others"):
         together(fragile(tmp_path, failing, {}), data(), epochs=6)
     assert all(torch.equal(held, before[name]) for name, held in kept(tmp_path / "r1").items())
 
@@ -472,6 +472,7 @@ def saved(run: Path, *kept: int | str | tuple[int, list[str]], of: int = 2) -> P
         step, left = each if isinstance(each, tuple) else (each, [])
         together = [run.name] if isinstance(step, str) else [str(which) for which in range(of)]
         content = {"step": int(step), "together": together, "left": dict.fromkeys(left)}
+        content["epoch"] = int(step) // 40
         checkpoint.save(run, "last", content)
     return run
 
@@ -514,6 +515,7 @@ def test_steps_from_which_replicas_go_on(tmp_path, case):
 APART = {
     "too far ahead": [[40, 80], [40, 80, 120, 160]],
     "too far ahead, with one that left": [[40], [80, (120, ["2"])], []],
+    "more than an epoch, and one that has none": [[40, 80], []],
     "one epoch alone": [[40, 80], [40, 80, "120"]],
     "some steps alone": [[40, 80], [40, 80, "97"]],
     "all of them alone": [["80"], ["80"]],
@@ -527,8 +529,20 @@ APART = {
 def test_replicas_that_stand_apart_are_refused(tmp_path, case):
     kept = APART[case]
     runs = [saved(tmp_path / str(which), *own, of=len(kept)) for which, own in enumerate(kept)]
-    with pytest.raises(UserError, match="[01] has gone on alone"):
+    with pytest.raises(UserError, match="[01] is at step .* without the others"):
         checkpoint.steps(runs)
+
+
+def test_another_kind_of_device_draws_anew(tmp_path, caplog):
+    """What a CUDA device's generators were at means nothing to the CPU's."""
+    trained(tmp_path, objective(), data(), epochs=2)
+    content = checkpoint.load(tmp_path, "last")
+    del content["file"]
+    content |= {"device": "cuda", "batches": torch.zeros(16, dtype=torch.uint8)}
+    checkpoint.save(tmp_path, "last", content)
+    done, lines = trained(tmp_path, objective(), data(), epochs=4)
+    assert done.steps == 12 and len(lines) == 4
+    assert "another device than before" in caplog.text
 
 
 def test_what_was_kept_of_old_names_nobody(tmp_path):

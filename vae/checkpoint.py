@@ -48,34 +48,39 @@ def steps(runs: Sequence[Path]) -> list[int]:
 
     Where that was cut short, some are one checkpoint ahead, and have the one before: they go on
     together from there, from 0 where one has none. A run that had left the others, as their
-    checkpoints say, is behind. Raises UserError where they stand apart without, or where one would
-    lose what it has learnt since it went on without the others.
+    checkpoints say, is behind. Raises UserError where one would lose more than that, having gone
+    on without the others.
     """
     names = [run.name for run in runs]
     kept: list[dict[int, Collection[str]]] = []  # by step, the newest first: who had left
+    epochs = []  # whole ones, of the newest
     for run in runs:
-        own = {}
+        own, epoch = {}, 0
         for content in _versions(run, "last"):
-            if not own and len(runs) > 1 and content.get("together", names) != names:
-                raise _gone_on_alone(run, content["step"])
+            if not own:
+                epoch = content.get("epoch", 0)
+                if len(runs) > 1 and content.get("together", names) != names:
+                    raise _stands_apart(run, content["step"])
             own[content["step"]] = content.get("left", ())
         kept.append(own)
+        epochs.append(epoch)
     left_at = {step: left for own in kept for step, left in own.items()}
     left = left_at[max(left_at)] if left_at else ()
     common = min(
         max(own, default=0) for run, own in zip(runs, kept, strict=True) if run.name not in left
     )
     found = []
-    for run, own in zip(runs, kept, strict=True):
+    for run, own, epoch in zip(runs, kept, epochs, strict=True):
         step = max((step for step in own if step <= common), default=0)
-        if step < common and run.name not in left:
-            raise _gone_on_alone(run, max(own))
+        behind = step < common or (not common and epoch > 1)  # cut short, all are in their first
+        if behind and run.name not in left:
+            raise _stands_apart(run, max(own))
         found.append(step)
     return found
 
 
-def _gone_on_alone(run: Path, step: int) -> UserError:
-    return UserError(f"{run} has gone on alone, to step {step}: the others can each do so, too")
+def _stands_apart(run: Path, step: int) -> UserError:
+    return UserError(f"{run} is at step {step} without the others: they can each go on alone")
 
 
 def save(run: Path, which: Which, content: dict[str, Any]) -> None:

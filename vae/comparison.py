@@ -29,7 +29,7 @@ ENOUGH = 3
 """Seeds below which a group is flagged, and no interval is given."""
 
 _NO_SETTINGS = (
-    *("seed", "device", "training.capture", "data.root"),
+    *("seed", "device", "training.capture", "data.root", "data.mirror"),
     *("importance_samples", "tracking"),
 )
 _HEADS = {
@@ -79,11 +79,12 @@ class Group:
         """Short and, among the groups that it was made with, unique."""
         if set(self.settings) <= {"estimator"}:
             return self.method
-        return " ".join(
+        words = [
             str(value) if key == "estimator" else f"{key}={value}"
             for key, value in self.settings.items()
             if value is not None
-        )
+        ]
+        return " ".join(words) or self.method
 
     def note(self) -> str:
         few = [f"n < {ENOUGH}"] if len(self.runs) < ENOUGH else []
@@ -181,16 +182,19 @@ def _repeats(key: str, settings: list[dict[str, Setting]]) -> bool:
 def find(groups: list[Group], description: str) -> Group:
     """The one group that has these settings: `reinmax`, or `estimator=reinmax,latents=8`.
 
+    A setting may also be one that all groups share.
+
     Raises UserError where it is not exactly one.
     """
     words = [word.partition("=") for word in description.split(",")]
 
     def fits(group: Group) -> bool:
-        held = group.settings
+        differing = group.settings
+        shared = group.runs[0].settings if group.runs else {}
         return description == group.label or all(
-            _same(held.get(key), value)
+            _same((shared | differing).get(key), value)
             if equals
-            else key == group.method or any(_same(own, key) for own in held.values())
+            else key == group.method or any(_same(own, key) for own in differing.values())
             for key, equals, value in words
         )
 

@@ -23,14 +23,14 @@ from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
 from .published import OTHERS, TABLE, is_called
 from .run_folder import CONFIG, REPLICAS, flat, read_config, total_steps
-from .run_state import locked, read_status
+from .run_state import locked, read_status, write_status
 from .schedules import NonNegativeSchedule, PositiveSchedule
 from .tracking import Tracking
 from .training import Training, check_measurable
 from .validation import Count, NonNegative, Positive, Seed, UserError, Whole, value
 
 _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not what it is
-_CHANGES_NOTHING = ("device", "data.root", "training.capture")  # of what is computed
+_CHANGES_NOTHING = ("device", "data.root", "data.mirror", "training.capture")  # of the result
 _LENGTH = ("training.epochs", "training.steps")  # may grow
 _MAY_CHANGE = (*_LENGTH, *_CHANGES_NOTHING)
 
@@ -122,6 +122,7 @@ def prepare(config: DictConfig, folder: Path, locks: ExitStack) -> list[Experime
         write_atomically(folder / REPLICAS, _yaml(whole))
     experiments = []
     for replica, below, part, step in zip(replicas, folders, parts, steps, strict=True):
+        write_status(below, "running")  # first: a longer run is not finished because it was
         write_atomically(below / CONFIG, _yaml(part["config"]))
         part["objective"].to(device)
         experiments.append(
@@ -130,17 +131,23 @@ def prepare(config: DictConfig, folder: Path, locks: ExitStack) -> list[Experime
     return experiments
 
 
-def resumed(folder: Path, overrides: list[str]) -> DictConfig:
+def resumed(folder: Path, composed: DictConfig, overrides: list[str]) -> DictConfig:
     """A run's own configuration, with what of the command line may change it.
 
     It may get longer, and the schedules stay what they were. Raises UserError.
     """
     config = read_config(folder, REPLICAS if (folder / REPLICAS).exists() else CONFIG)
+    training, images = (
+        build(config, "training", Training),
+        build(config, "data", Source).train_size,
+    )
+    if training.steps == training.epochs * (images // training.batch_size):
+        config.training.steps = None  # all of its epochs, so that these may grow
     for override in overrides:
-        key, _, word = override.partition("=")
+        key = override.partition("=")[0]
         if key in _MAY_CHANGE:
-            OmegaConf.update(config, key, OmegaConf.create(f"_: {word}")._)
-        elif key != "resume":
+            OmegaConf.update(config, key, OmegaConf.select(composed, key))
+        elif key not in _ABOUT_THE_FOLDER:
             allowed = ", ".join(_MAY_CHANGE)
             raise UserError(f"{key}: resume takes everything but {allowed} from the run itself")
     return config

@@ -126,7 +126,6 @@ def rate_distortion(groups: list[Group], model: Model | None = None) -> Figure:
 
 def final_bounds(groups: list[Group], model: Model | None = None) -> Figure:
     """The test ELBO of every seed, and the mean of each group; the best group on top."""
-    groups = [group for group in groups if group.runs]
     width = 6.5 + _width([group.label for group in groups])
     figure = Figure(figsize=(width, 1.2 + 0.32 * len(groups)), layout="constrained", dpi=110)
     axes = figure.add_subplot()

@@ -1,8 +1,11 @@
 """Files that are whole or not there."""
 
+import json
+import math
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,5 +22,23 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except BaseException:
-        os.unlink(scratch)
+        scratch.unlink(missing_ok=True)  # gone, where a signal came after the renaming
         raise
+
+
+def write_json(path: Path, content: dict[str, object]) -> None:
+    """With null for what is no number, which JSON has no word for. Raises OSError."""
+    text = json.dumps(finite(content), indent=2, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def finite(content: Any) -> Any:
+    """The same with None for each number that is none."""
+    match content:
+        case dict():
+            return {key: finite(held) for key, held in content.items()}
+        case list() | tuple():
+            return [finite(held) for held in content]
+        case float():
+            return content if math.isfinite(content) else None
+    return content

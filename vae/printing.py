@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Unread(Exception):
@@ -13,5 +15,21 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
+        _give_up()
         raise Unread(f"what was to be printed: {error.strerror}") from error
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """On leaving, what nobody reads is dropped: the interpreter would complain of it later."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up()
+
+
+def _give_up() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

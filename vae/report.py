@@ -82,16 +82,15 @@ def _section(
     folder: Path,
     suffix: str,
 ) -> Section:
-    curves = {run.folder: runs.metrics(Path(run.folder)) for g in groups for run in g.runs}
-    drawn = {
-        "Learning curves": ("learning_curves", figures.learning_curves(groups, curves)),
-        "Test ELBO": ("final_bounds", figures.final_bounds(groups, model)),
-        "Rate and distortion": ("rate_distortion", figures.rate_distortion(groups, model)),
-    }
-    shown = {}
-    for group in groups:
-        if group.runs:
-            shown[group.label] = _pictures(group, model, library, folder, suffix)
+    compared = [group for group in groups if group.runs]
+    curves = {run.folder: runs.metrics(Path(run.folder)) for g in compared for run in g.runs}
+    drawn = {}
+    if compared:
+        drawn = {
+            "Learning curves": ("learning_curves", figures.learning_curves(compared, curves)),
+            "Test ELBO": ("final_bounds", figures.final_bounds(compared, model)),
+            "Rate and distortion": ("rate_distortion", figures.rate_distortion(compared, model)),
+        }
     return Section(
         title=data,
         table=Markup(table.to_html(index=False, na_rep="-", float_format="%.2f", border=0)),
@@ -99,13 +98,11 @@ def _section(
             caption: _save(figure, folder, name + suffix)
             for caption, (name, figure) in drawn.items()
         },
-        pictures=shown,
+        pictures={each.label: _pictures(each, model, library) for each in compared},
     )
 
 
-def _pictures(
-    group: Group, model: Model | None, library: runs.Library, folder: Path, suffix: str
-) -> tuple[str, str]:
+def _pictures(group: Group, model: Model | None, library: runs.Library) -> tuple[str, str]:
     """Of the group's best seed: what it makes of test images, and of codes from the prior."""
     best = max(group.runs, key=lambda run: run.numbers(model)["elbo"])
     network = run_folder.load(best.folder, model)

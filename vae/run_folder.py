@@ -14,7 +14,7 @@ from torch import nn
 
 from . import checkpoint, published  # noqa: F401  # option files ask for what was published
 from .data import DataSet, Source
-from .errors import close_match, one_line
+from .errors import one_line
 from .estimators import Estimator
 from .instantiate import build, first_line
 from .model import CategoricalVAE
@@ -129,8 +129,12 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | str | flo
 
 
 def settings(config: DictConfig, configs: Path) -> dict[str, bool | str | float | int]:
-    """All keys of a run's configuration on one level; groups by the names of their options."""
-    return flat(OmegaConf.to_container(config, resolve=True)) | chosen(config, configs)
+    """All keys of a run's configuration on one level; groups by the names of their options.
+
+    `training.steps` is how many the run has, whether they were asked for or follow from epochs.
+    """
+    asked = flat(OmegaConf.to_container(config, resolve=True))
+    return asked | chosen(config, configs) | {"training.steps": total_steps(config)}
 
 
 def method(config: DictConfig, configs: Path) -> str:
@@ -170,12 +174,8 @@ def default_estimators(
     sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
     given = [*sizes, f"training.steps={total_steps(config)}"]
     estimators = {}
-    known = option_names(configs, "estimator")
     with hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
         for name in names:
-            if name not in known:
-                near = close_match(name, known)
-                raise UserError(f"estimator={name}: there is no such option{near}")
             try:
                 composed = hydra.compose("train", [f"estimator={name}", *given])
             except HydraException as error:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from .files import write_atomically
+from .files import write_json
 from .validation import UserError
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ def discard(folder: Path) -> None:
 def write_status(folder: Path, status: Status, why: str | None = None) -> None:
     """How a run stands, for whoever comes after; a full disk is no reason to end otherwise."""
     try:
-        content = json.dumps({"status": status, "why": why}, indent=2) + "\n"
-        write_atomically(folder / STATUS, content.encode())
+        write_json(folder / STATUS, {"status": status, "why": why})
     except OSError as error:
         log.warning("%s cannot be written: %s", folder / STATUS, error)
 

@@ -18,11 +18,12 @@ from .comparison import Run, title
 from .data import DataSet, Split, digest, fixed_draw, to_float, training_batches
 from .estimators import Estimator, Exact
 from .evaluation import bounds
+from .files import write_json
 from .gradients import GradientQuality, fit, gradient_quality, true_gradients
 from .model import CategoricalVAE
 from .probe import linear_probe
 from .run_state import SUMMARY, read_status
-from .tracking import METRICS, write_json
+from .tracking import METRICS
 from .validation import UserError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from . import published  # noqa: F401  # the resolvers of published settings
-from .files import write_atomically
+from .files import write_json
 
 FAILED = "failed"
 
@@ -27,10 +27,12 @@ def method(objective: str, estimator: str | None) -> str:
 
 
 def seeds_of(seed: int, seeds: int | list[int] | None) -> str:
-    """seed0; of replicas seeds10 or seeds3-7."""
+    """seed0; of replicas seeds10, from another seed on seed20_seeds10, or of a list seeds3-7."""
     if seeds is None:
         return f"seed{seed}"
-    return f"seeds{'-'.join(map(str, seeds)) if OmegaConf.is_list(seeds) else seeds}"
+    if OmegaConf.is_list(seeds):
+        return f"seeds{'-'.join(map(str, seeds))}"
+    return f"seed{seed}_seeds{seeds}" if seed else f"seeds{seeds}"
 
 
 def mark(overrides: str) -> str:
@@ -74,8 +76,7 @@ class Failures(Callback):
 def record(sweep: Path, job: int, failure: Failure) -> None:
     """Leaves word of a failed job in the sweep's folder. Raises OSError."""
     (sweep / FAILED).mkdir(exist_ok=True)
-    content = json.dumps(failure._asdict(), indent=2) + "\n"
-    write_atomically(sweep / FAILED / f"{job}.json", content.encode())
+    write_json(sweep / FAILED / f"{job}.json", failure._asdict())
 
 
 def failures() -> dict[int, Failure]:

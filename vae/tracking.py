@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from .files import write_atomically
+from .files import finite, write_atomically
 from .validation import Count, Whole, value
 
 _LAYOUT = {
@@ -109,7 +108,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     def scalars(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and one point of each curve."""
         line = {"step": step, "epoch": epoch, **values}
-        print(json.dumps(_finite(line), allow_nan=False), file=self._metrics, flush=True)
+        print(json.dumps(finite(line), allow_nan=False), file=self._metrics, flush=True)
         for name, number in values.items():
             self._writer.add_scalar(name, number, step)
 
@@ -169,20 +168,3 @@ def _step_of(line: bytes) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf  # a line that was cut off while it was written
-
-
-def write_json(file: Path, content: dict[str, object]) -> None:
-    """With null for what is no number, which JSON has no word for. Raises OSError."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    write_atomically(file, f"{text}\n".encode())
-
-
-def _finite(content: Any) -> Any:
-    match content:
-        case dict():
-            return {key: _finite(held) for key, held in content.items()}
-        case list() | tuple():
-            return [_finite(held) for held in content]
-        case float():
-            return content if math.isfinite(content) else None
-    return content

@@ -1,5 +1,6 @@
 """A run while it is trained: the numbers that it logs, what it shows, and what it keeps."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from .optimizers import Optimizer
 from .step import TrainingStep
 from .tracking import Spread, Tracker, Tracking
 from .validation import UserError
+
+log = logging.getLogger(__name__)
 
 _GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
 
@@ -89,8 +92,15 @@ class Trainee:
     best_epoch: int | None = None
     skipped: int = 0  # steps, in the epoch
 
-    def __init__(self, run: Run, which: int, take_step: TrainingStep, views: Views) -> None:
-        self.run, self.which = run, which
+    def __init__(
+        self,
+        run: Run,
+        index: int,
+        take_step: TrainingStep,
+        views: Views,
+        on_nan: Literal["stop", "skip"],
+    ) -> None:
+        self.run, self.index, self._on_nan = run, index, on_nan
         self._take_step, self._views = take_step, views
         self._model = run.objective.model
         self._schedules = {"lr": run.optimizer.lr, **run.objective.schedules()}
@@ -105,9 +115,9 @@ class Trainee:
         """As it stood when it was last kept."""
         return self._ended
 
-    def leave_out(self, clock: Clock, on_nan: Literal["stop", "skip"]) -> None:
+    def leave_out(self, clock: Clock) -> None:
         """Takes note of a step that was no number and was not taken."""
-        if on_nan == "skip":
+        if self._on_nan == "skip":
             self.skipped += 1
         else:
             self._diverge(clock, "the training objective")
@@ -118,7 +128,7 @@ class Trainee:
         if not counted:
             self._diverge(clock, "no step of the epoch was taken: the training objective")
             return None
-        loss, distortion, rate = (self._take_step.sums[self.which] / counted).tolist()
+        loss, distortion, rate = (self._take_step.sums[self.index] / counted).tolist()
         if not math.isfinite(loss):
             self._diverge(clock, "the training objective")
             return None
@@ -137,12 +147,12 @@ class Trainee:
             )
         return (
             {"objective/loss": loss, "objective/distortion": distortion, "objective/rate": rate}
-            | ({"objective/skipped": self.skipped} if self.skipped else {})
+            | ({"objective/skipped": self.skipped} if self._on_nan == "skip" else {})
             | _named(on_train.bound_terms(), "{}/train")
             | (_named(on_valid.bound_terms(), "{}/valid") if on_valid else {})
             | _named(self._codes.code_terms(), "latent/{}")
             | _named(self._scheduled(clock), "schedule/{}")
-            | {"gradient/norm": self._take_step.gradient_norm(self.which)}
+            | {"gradient/norm": self._take_step.gradient_norm(self.index)}
             | _named(gradient, "gradient/{}")
         )
 
@@ -171,12 +181,13 @@ class Trainee:
         }
         if which == "last":  # the best one is only looked at
             own = {"best": self.best, "best_epoch": self.best_epoch, "skipped": self.skipped}
-            sums = self._take_step.sums[self.which].clone()  # a slice would be saved whole
+            sums = self._take_step.sums[self.index].clone()  # a slice would be saved whole
             content |= {
-                "optimizer": self._take_step.steppers[self.which].state_dict(),
+                "optimizer": self._take_step.steppers[self.index].state_dict(),
                 "progress": asdict(clock) | own | {"sums": sums},
                 "batches": batches,
                 **company._asdict(),
+                "device": sums.device.type,
                 "random": torch.get_rng_state(),
             }
             if sums.device.type == "cuda":
@@ -190,11 +201,11 @@ class Trainee:
             raise UserError(f"{file} was trained on other images than those that are here now")
         try:
             self.run.objective.load_state_dict(content["objective"])
-            self._take_step.steppers[self.which].load_state_dict(content["optimizer"])
+            self._take_step.steppers[self.index].load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{file} is of another model or optimizer") from error
         progress = dict(content["progress"])
-        self._take_step.sums[self.which] = progress.pop("sums").to(self._take_step.sums)
+        self._take_step.sums[self.index] = progress.pop("sums").to(self._take_step.sums)
         self.best, self.best_epoch = progress.pop("best"), progress.pop("best_epoch")
         self.skipped = progress.pop("skipped")
         clock = Clock(**progress)
@@ -217,7 +228,7 @@ class Trainee:
     @torch.no_grad()
     def _diverge(self, clock: Clock, what: str) -> None:
         """Notes what there is to know about `what` that is no number."""
-        batch = self._take_step.seen[self.which]
+        batch = self._take_step.seen[self.index]
         largest = self._model.encode(batch).abs().max().item()
         said = [f"{name} {value:g}" for name, value in self._scheduled(clock).items()]
         folder, good = self.run.folder, "no checkpoint yet"
@@ -245,9 +256,15 @@ def restore(trainees: Sequence[Trainee], generators: Sequence[torch.Generator]) 
         own = trainee.restore(content)
         if step < max(steps):
             continue
-        clock, left = own, dict(content["left"])
-        generator.set_state(content["batches"])
+        clock, left = own, content.get("left", {})
+        if isinstance(left, list):  # a file of before 2026-11-24, which says no reasons
+            left = dict.fromkeys(left, "it had left the others")
         torch.set_rng_state(content["random"])
+        if content.get("device", generator.device.type) != generator.device.type:
+            log.warning("another device than before: images and noise are drawn anew")
+            generator.manual_seed(trainee.run.seed + own.step)
+            continue
+        generator.set_state(content["batches"])
         if "random_cuda" in content and generator.device.type == "cuda":
             torch.cuda.set_rng_state(content["random_cuda"], generator.device)
     for trainee in trainees:

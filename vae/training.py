@@ -91,7 +91,9 @@ def train(
         capture=device.type == "cuda" and training.capture == "auto" and look is None,
     )
     views = Views.of(data, tracking)
-    members = [Trainee(run, which, take_step, views) for which, run in enumerate(runs)]
+    members = [
+        Trainee(run, index, take_step, views, training.on_nan) for index, run in enumerate(runs)
+    ]
     patience = training.patience or math.inf
     clock = restore(members, generators)
     total_steps = training.total_steps(len(data.train))
@@ -121,8 +123,8 @@ def train(
             for number in range(done, due):
                 left_out = take_step(number, clock.step)
                 for member in going() if left_out else ():
-                    if member.which in left_out:
-                        member.leave_out(clock, training.on_nan)
+                    if member.index in left_out:
+                        member.leave_out(clock)
                 clock.step += 1
                 bar.update()
                 if interruption.requested is not None or (left_out and not going()):
@@ -134,7 +136,7 @@ def train(
                 together = company(going())
                 for member in going():
                     member.run.tracker.flush()
-                    member.keep("last", clock, shuffled[member.which], together)
+                    member.keep("last", clock, shuffled[member.index], together)
                 interruption.leave()
 
             # Measure and log.
@@ -167,7 +169,7 @@ def train(
             clock.seconds += time.perf_counter() - measuring
             together = company(lines)
             for member in lines:
-                state = generators[member.which].get_state()
+                state = generators[member.index].get_state()
                 if member.best_epoch == epoch:
                     member.keep("best", clock, state, together)
                 member.keep("last", clock, state, together)
