@@ -198,7 +198,7 @@ def test_the_command_line_wins(tmp_path):
     assert picked() == (Adam, 7e-4, 2.0)
     assert picked("optimizer=radam") == (RAdam, 7e-4, 2.0)
     assert picked("optimizer.lr=0.1") == (Adam, 0.1, 2.0)
-    assert picked("optimizer/lr=linear") == (Adam, 1e-3, 2.0)
+    assert picked("optimizer/lr=linear") == (Adam, 7e-4, 2.0)  # from the published rate on
     assert picked("estimator.temperature=0.7") == (Adam, 7e-4, 0.7)
     assert picked("estimator/temperature=linear") == (Adam, 7e-4, 0.5)
     assert picked("published.gumbel_rao.lr=0.2") == (Adam, 0.2, 2.0)
@@ -213,7 +213,7 @@ def test_the_command_line_wins(tmp_path):
         ("experiment=modern_8x64 optimizer=adam optimizer/lr=linear", Adam, 1e-3),
         ("experiment=jang_categorical optimizer=adam", Adam, 1e-3),
         ("experiment=jang_categorical optimizer=adam optimizer.lr=3e-4", Adam, 3e-4),
-        ("experiment=maddison_240 optimizer=sgd optimizer/lr=exponential", SGD, 1e-3),
+        ("experiment=maddison_240 optimizer=sgd optimizer/lr=exponential", SGD, 3e-4),
     ],
 )
 def test_so_it_does_over_schedules(tmp_path, overrides, optimizer, start):
