@@ -184,17 +184,13 @@ def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path
     from vae import comparison
     from vae.printing import say
 
-    table = {
-        comparison.title(experiment.data, experiment.settings.importance_samples): pd.DataFrame(
-            rows
-        )
-    }
+    title = comparison.title(experiment.data, experiment.settings.importance_samples)
     if experiment.folder == folder:
         where = [f"Run folder: {folder}", f"To look at it: tensorboard --logdir {folder.parent}"]
     else:
         where = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
         where += [f"To look at them: tensorboard --logdir {folder}"]
-    say("\n".join(["", comparison.render(table, "table"), "", *where]))
+    say("\n".join(["", comparison.render({title: pd.DataFrame(rows)}, "table"), "", *where]))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -137,12 +137,8 @@ def resumed(folder: Path, composed: DictConfig, overrides: list[str]) -> DictCon
     It may get longer, and the schedules stay what they were. Raises UserError.
     """
     config = read_config(folder, REPLICAS if (folder / REPLICAS).exists() else CONFIG)
-    training, images = (
-        build(config, "training", Training),
-        build(config, "data", Source).train_size,
-    )
-    if training.steps == training.epochs * (images // training.batch_size):
-        config.training.steps = None  # all of its epochs, so that these may grow
+    if config.training.steps == _steps_of_all_epochs(config):
+        config.training.steps = None  # says no more than the epochs, which may grow
     for override in overrides:
         key = override.partition("=")[0]
         if key in _MAY_CHANGE:
@@ -207,11 +203,15 @@ def _resolved(config: DictConfig, asked: Training) -> dict[str, Any]:
 
 def _cut_short(parts: dict[str, Any]) -> str:
     """Whether a run ends before its epochs do, for one who would have more of them."""
-    training, config = parts["training"], OmegaConf.create(parts["config"])
-    images = build(config, "data", Source).train_size
-    if training.total_steps(images) == training.epochs * (images // training.batch_size):
-        return ""
-    return f"; training.steps={training.steps} ends it"
+    config, asked = OmegaConf.create(parts["config"]), parts["training"].steps
+    cut = asked is not None and asked < _steps_of_all_epochs(config)
+    return f"; training.steps={asked} ends it" if cut else ""
+
+
+def _steps_of_all_epochs(config: DictConfig) -> int:
+    """Whatever `training.steps` says. Raises UserError."""
+    training, source = build(config, "training", Training), build(config, "data", Source)
+    return training.epochs * (source.train_size // training.batch_size)
 
 
 def _yaml(config: dict[str, Any]) -> bytes:

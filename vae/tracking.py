@@ -129,10 +129,8 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def codes(self, step: int, codes: Tensor, labels: Tensor, images: Tensor) -> None:
         """The projector: codes (n, N, K) with their labels (n,) and images (n, 1, H, W)."""
-        at = (
-            self._run / f"{step:05d}"
-        )  # where it puts them; a run that says this again replaces it
-        shutil.rmtree(at, ignore_errors=True)
+        # Where it puts them: a run that says this again replaces them.
+        shutil.rmtree(self._run / f"{step:05d}", ignore_errors=True)
         self._writer.add_embedding(codes.flatten(1), labels.tolist(), images, step, "codes")
 
     def text(self, name: str, text: str) -> None:
