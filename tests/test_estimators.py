@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from scipy.stats import chisquare, norm
 from torch.testing import assert_close
 
-from vae.categorical import one_hot_argmax
+from vae.categorical import codes, log_prob, one_hot_argmax
 from vae.estimators import (
     Estimator,
     Exact,
@@ -271,6 +271,37 @@ def test_exact_is_exact():
     value = build("exact")(logits, square(weight, target), 0)
     expected = [enumerated(each, square(weight, target), weight)[0] for each in logits]
     assert_close(value, torch.stack(expected), rtol=0, atol=1e-12)
+
+
+@every_dtype
+def test_exact_leaves_out_what_rounding_would_lose(dtype):
+    confident = 12 * torch.randn(B, N, K, dtype=dtype)
+    confident[:, 0, 0] = -80.0  # no image has a use for the codes that begin with 0
+    logits, (weight, target) = confident.requires_grad_(), torch.randn(2, N, K, dtype=dtype)
+    seen = []
+
+    def f(z: torch.Tensor) -> torch.Tensor:
+        seen.append(z)
+        return square(weight, target[0, 0])(z)
+
+    value = build("exact").to(dtype)(logits, f, 0)
+    z = codes(N, K).to(dtype).unsqueeze(1)
+    every = (log_prob(logits, z).exp() * f(z)).sum(0)
+    assert len(seen[0]) <= K ** (N - 1) * (K - 1) < len(seen[1])
+    assert_close(value, every)
+    assert_close(*(torch.autograd.grad(each.sum(), logits)[0] for each in (value, every)))
+
+
+def test_exact_leaves_out_nothing_where_a_logit_is_no_number():
+    logits = torch.full((B, N, K), torch.nan)
+    assert build("exact")(logits, square(torch.randn(N, K), torch.zeros(1)), 0).isnan().all()
+
+
+def test_exact_under_vmap():
+    logits, weight = 30 * torch.randn(3, B, N, K), torch.randn(N, K)
+    estimator, f = build("exact"), square(weight, torch.zeros(1))
+    stacked = torch.func.vmap(lambda each: estimator(each, f, 0))(logits)
+    assert_close(stacked, torch.stack([estimator(each, f, 0) for each in logits]))
 
 
 @pytest.mark.parametrize(
