@@ -56,6 +56,7 @@ def run(config: DictConfig, folder: Path) -> None:
         standing = stack.enter_context(run_state.Standing(folders))
         if step:
             log.info("going on after step %d", step)
+        advise(first)
         runs = tracked(experiments, folder, stack)
         outcomes = train(runs, first.data, first.training, first.tracking)
         rows, diverged = [], []
@@ -74,6 +75,20 @@ def run(config: DictConfig, folder: Path) -> None:
     finally:
         if diverged:
             raise Diverged("; ".join(diverged))
+
+
+def advise(experiment: "Experiment") -> None:
+    """Says where what was chosen for speed costs it."""
+    from vae.machine import bf16_slowdown
+
+    if experiment.training.precision == "bf16" and experiment.data.train.images.is_cpu:
+        slowdown = bf16_slowdown()
+        if slowdown > 1.5:  # a busy machine can make 1.2 of 1
+            log.warning(
+                "training.precision=bf16 is slower here: this processor takes %.1f times as long "
+                "for a layer as in float32",
+                slowdown,
+            )
 
 
 def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> "list[Run]":

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import vae
+from vae.machine import bf16_slowdown
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -320,3 +321,22 @@ def test_cuda_is_refused_where_there_is_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert status_of(["device=cuda", "data=mnist_5k"], tmp_path, monkeypatch) == 2
     assert "device=cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision, slowdown", [("bf16", 8.3), ("bf16", 0.6), ("float32", 8.3)])
+def test_a_precision_that_slows_down_is_said_so(
+    precision, slowdown, tmp_path, monkeypatch, capsys
+):
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr("vae.machine.bf16_slowdown", lambda: slowdown)
+    short = ["training.steps=2", f"training.precision={precision}", "device=cpu"]
+    assert status_of([*SMALL, *short], tmp_path, monkeypatch) == 0
+    advice = "training.precision=bf16 is slower here: this processor takes 8.3 times as long"
+    assert (advice in capsys.readouterr().out) == (precision == "bf16" and slowdown > 1)
+
+
+def test_how_slow_bf16_is_here_is_measured():
+    file = Path("/proc/cpuinfo")
+    flags = set(file.read_text().split()) if file.exists() else set()
+    emulated = "avx2" in flags and not flags & {"avx512f", "amx_bf16", "avx_ne_convert"}
+    assert bf16_slowdown() > (1.5 if emulated else 0)
