@@ -164,13 +164,13 @@ def gradients(arguments: argparse.Namespace) -> int:
     """A row an estimator of a run; the figures, where a folder for them is named."""
     import pandas as pd
 
-    from vae import comparison, report, run_folder, runs
+    from vae import comparison, configuration, report, runs
     from vae.errors import close_match
     from vae.printing import say
     from vae.validation import UserError
 
     prepare(arguments.output)
-    names, known = arguments.estimators, run_folder.option_names(CONFIGS, "estimator")
+    names, known = arguments.estimators, configuration.option_names(CONFIGS, "estimator")
     if names == ["all"]:
         names = known
     for name in names or ():

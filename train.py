@@ -143,7 +143,7 @@ def conclude(
     experiment: "Experiment", trained: "Trained", tracker: "Tracker"
 ) -> dict[str, dict[str, float | None]]:
     """Measures a trained model; the numbers go to TensorBoard and a file, and are returned."""
-    from vae import evaluation, pictures, run_folder
+    from vae import configuration, evaluation, pictures, run_folder
     from vae.data import fixed_draw, to_float
     from vae.files import write_json
     from vae.run_state import SUMMARY
@@ -165,7 +165,7 @@ def conclude(
     after = trained.steps + 1  # a run that goes on, or that has to say this again, drops it
     tracker.results(
         after,
-        run_folder.settings(OmegaConf.create(experiment.config), CONFIGS),
+        configuration.settings(OmegaConf.create(experiment.config), CONFIGS),
         {
             f"{name}/test": value
             for name, value in final.items()

@@ -17,13 +17,13 @@ LAYERS = [
     {"gradients", "step"},
     {"trainee"},
     {"training", "comparison", "probe"},
-    {"run_folder", "figures"},
+    {"configuration", "run_folder", "figures"},
     {"door"},
     {"runs"},
     {"report"},
     {"__init__"},
 ]
-DOOR = {"door", "instantiate", "run_folder"}
+DOOR = {"configuration", "door", "instantiate", "run_folder"}
 """Where configuration stops."""
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted((ROOT / "vae").rglob("*.py"))

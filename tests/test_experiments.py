@@ -7,7 +7,7 @@ from omegaconf.errors import InterpolationResolutionError
 from test_configs import CONFIGS, _no_data, composed, prepared  # noqa: F401
 from torch import nn
 
-from vae import published, run_folder
+from vae import configuration, published, run_folder
 from vae.estimators import GumbelRao, MinimumVariance, ReinMax, StraightThrough
 from vae.instantiate import build
 from vae.objective import VIMCO, ConcreteELBO
@@ -258,5 +258,5 @@ def test_a_table_that_nobody_would_read_is_refused(tmp_path, override, expected)
 
 
 def test_every_estimator_is_called_as_its_class():
-    for name, target in run_folder.option_names(CONFIGS, "estimator").items():
+    for name, target in configuration.option_names(CONFIGS, "estimator").items():
         assert published.is_called(target, name)

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae import door
+from vae.configuration import flat
 from vae.data import DataSet, Source, Split
 from vae.errors import is_of_groups, one_line
-from vae.run_folder import flat
 from vae.validation import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 import vae
-from vae import figures, run_folder, runs
+from vae import configuration, figures, run_folder, runs
 from vae.comparison import Group, Run
 from vae.data import to_float
 from vae.probe import linear_probe
@@ -388,8 +388,8 @@ def test_a_process_that_only_evaluates_knows_what_option_files_ask_for(sweep):
 def test_all_means_every_yaml(sweep, monkeypatch):
     """Without the cost of measuring them."""
     config = run_folder.read_config(first(sweep))
-    names = run_folder.option_names(CONFIGS, "estimator")
-    estimators = run_folder.default_estimators(CONFIGS, config, names)
+    names = configuration.option_names(CONFIGS, "estimator")
+    estimators = configuration.default_estimators(CONFIGS, config, names)
     assert set(estimators) == {file.stem for file in (CONFIGS / "estimator").glob("*.yaml")}
     for estimator in estimators.values():
         estimator.check(config.latents, config.categories)

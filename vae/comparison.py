@@ -15,11 +15,11 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
+from .checkpoint import Which
 from .data import DataSet
 from .validation import UserError
 
 Format = Literal["table", "markdown", "csv", "json"]
-Model = Literal["best", "last"]
 Setting = bool | str | int | float
 
 BOUNDS = ("elbo", "importance_weighted", "log_likelihood")
@@ -53,12 +53,12 @@ class Run:
     settings: dict[str, Setting]
     seed: int
     status: str  # finished, or why not
-    measured: dict[Model, dict[str, float | None]]  # of its best and its last model
+    measured: dict[Which, dict[str, float | None]]  # of its best and its last model
     objective: float | None  # what training minimised, mean over its last epoch
     steps: int | None
     seconds: float | None
 
-    def numbers(self, model: Model | None) -> dict[str, float | None] | None:
+    def numbers(self, model: Which | None) -> dict[str, float | None] | None:
         """Of one of its models, by default the best that there is; None where there is none."""
         if model is None:
             return self.measured.get("best") or self.measured.get("last")
@@ -101,7 +101,7 @@ def title(data: DataSet, importance_samples: int) -> str:
 # Grouping
 
 
-def group(runs: list[Run], model: Model | None = None) -> dict[str, list[Group]]:
+def group(runs: list[Run], model: Which | None = None) -> dict[str, list[Group]]:
     """The groups of every data set, by its title; never two data sets in one list.
 
     A run that is not finished, or that has no such model, counts in no mean; of two runs with the
@@ -113,7 +113,7 @@ def group(runs: list[Run], model: Model | None = None) -> dict[str, list[Group]]
     return {data: _groups(members, model) for data, members in by_data.items()}
 
 
-def _groups(runs: list[Run], model: Model | None) -> list[Group]:
+def _groups(runs: list[Run], model: Which | None) -> list[Group]:
     same: dict[str, list[Run]] = {}
     for run in runs:
         same.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
@@ -219,13 +219,13 @@ def _same(held: Setting | None, word: str) -> bool:
 # Statistics
 
 
-def values(group: Group, name: str, model: Model | None = None) -> np.ndarray:
+def values(group: Group, name: str, model: Which | None = None) -> np.ndarray:
     """A number of each run, by seed; nan where it cannot be had."""
     held = [(run.numbers(model) or {}).get(name) for run in group.runs]
     return np.array([math.nan if value is None else value for value in held], dtype=float)
 
 
-def mean(group: Group, name: str, model: Model | None = None) -> float:
+def mean(group: Group, name: str, model: Which | None = None) -> float:
     """nan-free order: a group without a number comes last."""
     held = values(group, name, model)
     return float(held.mean()) if len(held) and not np.isnan(held).any() else -math.inf
@@ -245,7 +245,7 @@ def interval(sample: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(group: Group, baseline: Group, model: Model | None = None) -> np.ndarray:
+def difference(group: Group, baseline: Group, model: Which | None = None) -> np.ndarray:
     """Its test ELBO less the baseline's, at each seed that both have: positive is better."""
     ours, theirs = (
         dict(zip((run.seed for run in each.runs), values(each, "elbo", model), strict=True))
@@ -258,7 +258,7 @@ def difference(group: Group, baseline: Group, model: Model | None = None) -> np.
 
 
 def group_table(
-    groups: list[Group], model: Model | None = None, baseline: Group | None = None
+    groups: list[Group], model: Which | None = None, baseline: Group | None = None
 ) -> pd.DataFrame:
     """A row a group: nothing is rounded, and there is a column for everything."""
     rows = []
@@ -291,7 +291,7 @@ def group_table(
     return table
 
 
-def run_table(groups: list[Group], model: Model | None = None) -> pd.DataFrame:
+def run_table(groups: list[Group], model: Which | None = None) -> pd.DataFrame:
     """A row a finished run, those of one group together."""
     rows = [
         {"run": run.folder, "group": each.label, "seed": run.seed}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
 from . import checkpoint, estimators, grid
+from .configuration import flat, total_steps
 from .data import DataSet, Source
 from .estimators import Estimator
 from .files import write_atomically
@@ -22,7 +23,7 @@ from .model import CategoricalVAE
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
 from .published import OTHERS, TABLE, is_called
-from .run_folder import CONFIG, REPLICAS, flat, read_config, total_steps
+from .run_folder import CONFIG, REPLICAS, read_config
 from .run_state import locked, read_status, write_status
 from .schedules import NonNegativeSchedule, PositiveSchedule
 from .tracking import Tracking

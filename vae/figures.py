@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from . import comparison
-from .comparison import Group, Model
+from .checkpoint import Which
+from .comparison import Group
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _NO_NOISE, _WORST_BIAS = 0.02, 2.0
@@ -96,7 +97,7 @@ def learning_curves(groups: list[Group], curves: dict[str, pd.DataFrame]) -> Fig
     return figure
 
 
-def rate_distortion(groups: list[Group], model: Model | None = None) -> Figure:
+def rate_distortion(groups: list[Group], model: Which | None = None) -> Figure:
     """Every run by its rate and distortion; along a grey line the ELBO is constant."""
     figure, (axes,) = _figure(1, [group.label for group in groups])
     drawn = styles(groups)
@@ -124,7 +125,7 @@ def rate_distortion(groups: list[Group], model: Model | None = None) -> Figure:
     return figure
 
 
-def final_bounds(groups: list[Group], model: Model | None = None) -> Figure:
+def final_bounds(groups: list[Group], model: Which | None = None) -> Figure:
     """The test ELBO of every seed, and the mean of each group; the best group on top."""
     width = 6.5 + _width([group.label for group in groups])
     figure = Figure(figsize=(width, 1.2 + 0.32 * len(groups)), layout="constrained", dpi=110)

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from . import comparison, figures, pictures, run_folder, runs
-from .comparison import Group, Model
+from .checkpoint import Which
+from .comparison import Group
 from .files import write_atomically
 
 _TABLES = {"csv": "csv", "markdown": "md", "json": "json"}
@@ -32,7 +33,7 @@ class Section(NamedTuple):
 
 def write(
     tables: dict[str, list[Group]],
-    model: Model | None,
+    model: Which | None,
     baselines: dict[str, Group],
     library: runs.Library,
     folder: Path,
@@ -77,7 +78,7 @@ def _section(
     data: str,
     groups: list[Group],
     table: pd.DataFrame,
-    model: Model | None,
+    model: Which | None,
     library: runs.Library,
     folder: Path,
     suffix: str,
@@ -102,7 +103,7 @@ def _section(
     )
 
 
-def _pictures(group: Group, model: Model | None, library: runs.Library) -> tuple[str, str]:
+def _pictures(group: Group, model: Which | None, library: runs.Library) -> tuple[str, str]:
     """Of the group's best seed: what it makes of test images, and of codes from the prior."""
     best = max(group.runs, key=lambda run: run.numbers(model)["elbo"])
     network = run_folder.load(best.folder, model)

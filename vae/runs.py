@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, run_folder
+from . import checkpoint, configuration, run_folder
 from .checkpoint import WHICH, Which
 from .comparison import Run, title
 from .data import DataSet, Split, digest, fixed_draw, to_float, training_batches
@@ -81,8 +81,8 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
     return Run(
         folder=str(folder),
         data=title(data, importance_samples),
-        method=run_folder.method(config, configs),
-        settings=run_folder.settings(config, configs),
+        method=configuration.method(config, configs),
+        settings=configuration.settings(config, configs),
         seed=config.seed,
         status=_ENDED.get(status, "unfinished") if status or not summary else "finished",
         measured=measured,
@@ -154,11 +154,11 @@ def measure_gradients(
     config = run_folder.read_config(folder)
     data, _ = library.get(config)
     model, step = run_folder.load(folder, which), run_folder.load_step(folder, which)
-    own = run_folder.method(config, configs)
+    own = configuration.method(config, configs)
     if names is None:
         estimators = {own: run_folder.load_estimator(folder, which)}
     else:
-        estimators = run_folder.default_estimators(configs, config, names)
+        estimators = configuration.default_estimators(configs, config, names)
         for estimator in estimators.values():
             _fit(model, estimator, data)
     x = to_float(data.test.images[:_GRADIENT_IMAGES])
