@@ -184,7 +184,7 @@ def test_few_draws_are_enough_to_run(draws):
     "build",
     [
         lambda: ReinforceMovingAverage(decay=0.9),
-        lambda: ReinforceLearnedBaseline(latents=N, categories=K, hidden=8),
+        lambda: ReinforceLearnedBaseline(latents=N, categories=K, hidden=8, decay=0.8),
         lambda: Relax(latents=N, categories=K, hidden=8, temperature=0.5, scale=0.0),
     ],
     ids=["moving average", "learned baseline", "relax"],

@@ -23,7 +23,9 @@ FIVE_SIGMA = 2 * norm.sf(5)
 ESTIMATORS = {
     "reinforce": lambda n, k: Reinforce(samples=3),
     "moving average": lambda n, k: ReinforceMovingAverage(decay=0.8),
-    "learned baseline": lambda n, k: ReinforceLearnedBaseline(latents=n, categories=k, hidden=8),
+    "learned baseline": lambda n, k: ReinforceLearnedBaseline(
+        latents=n, categories=k, hidden=8, decay=0.8
+    ),
     "disarm": lambda n, k: Disarm(),
     "rebar": lambda n, k: Rebar(temperature=0.5, scale=0.7),
     "relax": lambda n, k: Relax(latents=n, categories=k, hidden=8, temperature=0.5, scale=0.7),

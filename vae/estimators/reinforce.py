@@ -39,7 +39,8 @@ class ReinforceMovingAverage(Estimator):
 
     Unbiased for every f: the baseline is older than the sample. One evaluation of f; a buffer.
 
-    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030.
+    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030, who also divide by a moving deviation
+    where that is above 1: it would weigh this gradient anew against that of the rate.
     """
 
     average: Tensor
@@ -55,30 +56,35 @@ class ReinforceMovingAverage(Estimator):
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
+        advantage = loss.detach() - self.past(loss.detach())
+        return (loss + gradient_of(advantage * log_prob(logits, z))).squeeze(0)
+
+    def past(self, loss: Tensor) -> Tensor:
+        """The average before this step, whose (1, B) values of f are then taken in."""
         baseline = self.average / self.seen.clamp_min(torch.finfo(self.seen.dtype).tiny)
         if self.training:
-            mean = loss.detach().mean().to(self.average.dtype)
+            mean = loss.mean().to(self.average.dtype)
             for old, now in ((self.average, mean), (self.seen, torch.ones_like(mean))):
                 moved = old * self.decay + now * (1 - self.decay)
                 old.copy_(torch.where(mean.isfinite(), moved, old))  # no bad step spoils it
-        advantage = (loss - baseline).detach()
-        return (loss + gradient_of(advantage * log_prob(logits, z))).squeeze(0)
+        return baseline
 
 
-class ReinforceLearnedBaseline(Estimator):
-    """f(z) grad log q(z) at one sample; the baseline is a network of the image's logits (NVIL).
+class ReinforceLearnedBaseline(ReinforceMovingAverage):
+    """f(z) grad log q(z) at one sample; to the moving average, a network adds what the image says.
 
-    Unbiased for every f. The network is fitted to f by least squares, through the same backward
-    pass, and learns nothing else; the encoder learns nothing from the fit. One evaluation of f;
-    owns parameters.
+    Unbiased for every f. The network sees the image's logits, and is fitted by least squares to
+    what the average leaves of f, through the same backward pass; it learns nothing else, and the
+    encoder learns nothing from the fit. One evaluation of f; owns parameters and a buffer.
 
-    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030; there the network sees the
-    image, here its logits, so that the estimator stays one of a distribution and a function.
+    The baselines of NVIL, Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030; there the network
+    sees the image, here its logits, so that the estimator stays one of a distribution and a
+    function.
     """
 
     @validated
-    def __init__(self, latents: Count, categories: Count, hidden: Count) -> None:
-        super().__init__()
+    def __init__(self, latents: Count, categories: Count, hidden: Count, decay: Decay) -> None:
+        super().__init__(decay)
         self.baseline = nn.Sequential(
             nn.Flatten(), nn.Linear(latents * categories, hidden), nn.Tanh(), nn.Linear(hidden, 1)
         )
@@ -86,8 +92,9 @@ class ReinforceLearnedBaseline(Estimator):
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
-        baseline = self.baseline(logits.detach().log_softmax(-1)).squeeze(-1)  # (B,)
-        advantage = (loss - baseline).detach()
-        fit = (loss.detach() - baseline).square()
+        centred = loss.detach() - self.past(loss.detach())
+        predicted = self.baseline(logits.detach().log_softmax(-1)).squeeze(-1)  # (B,)
+        advantage = (centred - predicted).detach()
+        fit = (centred - predicted).square()
         score = advantage * log_prob(logits, z)
         return (loss + gradient_of(score) + gradient_of(fit)).squeeze(0)
