@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"validation", "files", "errors", "signals", "machine", "grid", "published", "printing"},
+    {"download"},
     {"schedules"},
     {"categorical", "networks", "data", "tracking", "environment", "sweep"},
     {"estimators", "model", "optimizers"},

@@ -303,7 +303,7 @@ def test_a_readable_table_has_the_spread_and_no_empty_column():
 
 def data(binary: bool) -> DataSet:
     split = Split(torch.zeros(1200, 4, dtype=torch.uint8), torch.zeros(1200, dtype=torch.long))
-    return DataSet("digits", (2, 2), split, split, split, False, binary)
+    return DataSet("digits", split, split, split, False, binary)
 
 
 def test_a_title_says_what_was_measured():

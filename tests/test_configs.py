@@ -32,7 +32,7 @@ def _no_data(monkeypatch):
     nothing = Split(torch.zeros(0, 784, dtype=torch.uint8), torch.zeros(0, dtype=torch.long))
 
     def load(self: Source, device: torch.device) -> DataSet:
-        return DataSet(self.name, self.image_shape, nothing, nothing, nothing, False, False)
+        return DataSet(self.name, nothing, nothing, nothing, False, False)
 
     monkeypatch.setattr(Source, "load", load)
 
@@ -145,3 +145,14 @@ def test_a_replica_begins_as_the_run_of_its_seed(tmp_path):
             assert all(torch.equal(begins[name], held) for name, held in alone.items())
     first = [next(each.objective.parameters()) for each in together[::2]]
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+
+
+def test_a_model_takes_the_shape_of_its_images(tmp_path, monkeypatch):
+    for name in ("usual", "small"):
+        (tmp_path / name).mkdir()
+    usual = prepared(tmp_path / "usual").config["model"]
+    monkeypatch.setattr(Source, "image_shape", (16, 12))
+    experiment = prepared(tmp_path / "small", "model=conv")
+    assert experiment.objective.model.encode(torch.zeros(2, 16 * 12)).shape == (2, 20, 10)
+    assert read_config(tmp_path / "small").model.image_shape == [16, 12]  # for those who load it
+    assert "image_shape" not in usual

@@ -30,10 +30,10 @@ from vae.data import (
     Split,
     Torchvision,
     fixed_draw,
-    read_idx,
     to_float,
     training_batches,
 )
+from vae.download import read_idx
 from vae.validation import UserError
 
 CPU = torch.device("cpu")
@@ -81,9 +81,21 @@ def test_mnist_5k_has_its_sizes_and_types(mnist_5k, split, size):
         assert torch.equal(labels.bincount(), torch.full((10,), size // 10))
 
 
-def test_mnist_5k_knows_its_size_and_shape_before_reading(mnist_5k):
-    assert Mnist5k("none").train_size == len(mnist_5k["none"].train)
-    assert Mnist5k("none").image_shape == mnist_5k["none"].image_shape == (28, 28)
+@pytest.mark.parametrize("validation", [0, 10, 500, 4490])
+def test_mnist_5k_knows_its_sizes_before_reading(validation, mnist_5k):
+    source = Mnist5k("none", validation)
+    train, valid, test = source.read()
+    assert (source.train_size, source.valid_size) == (len(train), len(valid))
+    assert len(train) + len(valid) == 4500
+    for split in (train, valid):
+        assert (split.labels.bincount(minlength=10) == len(split) // 10).all()
+    assert torch.equal(test.images, mnist_5k["none"].test.images)
+
+
+@pytest.mark.parametrize("validation", [-10, 5, 4500])
+def test_mnist_5k_holds_out_as_many_of_each_class(validation):
+    with pytest.raises(ValidationError):
+        Mnist5k("none", validation)
 
 
 def test_mnist_5k_has_disjoint_splits_that_are_all_of_it_with_its_labels(mnist_5k):
@@ -252,7 +264,7 @@ def numbered(images: int = 103, redraw: bool = False) -> DataSet:
     """Image i is all i."""
     pixels = torch.arange(images, dtype=torch.uint8)[:, None].repeat(1, 6)
     split = Split(pixels, torch.zeros(images, dtype=torch.int64))
-    return DataSet("numbered", (2, 3), split, split, split, redraw=redraw, binary=redraw)
+    return DataSet("numbered", split, split, split, redraw=redraw, binary=redraw)
 
 
 def epoch(data: DataSet, batch_size: int, generator: torch.Generator) -> torch.Tensor:
@@ -307,7 +319,7 @@ def test_batches_leave_the_global_stream_alone(redraw):
 def test_images_that_are_redrawn_are_different_every_epoch_and_right_on_average():
     ramp = torch.arange(256, dtype=torch.uint8).expand(100, 256)
     split = Split(ramp, torch.zeros(100, dtype=torch.int64))
-    data = DataSet("ramp", (16, 16), split, split, split, redraw=True, binary=True)
+    data = DataSet("ramp", split, split, split, redraw=True, binary=True)
     stream, epochs, draws = generator(), 40, 40 * 100
     shown = torch.stack([x for _ in range(epochs) for x in training_batches(data, 100, stream)])
     assert shown.shape == (epochs, 100, 256)

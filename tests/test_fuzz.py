@@ -74,7 +74,7 @@ def no_data(monkeypatch):
     monkeypatch.setattr(
         Source,
         "load",
-        lambda self, device: DataSet(self.name, (28, 28), split, split, split, False, False),
+        lambda self, device: DataSet(self.name, split, split, split, False, False),
     )
     torch.set_default_dtype(torch.float32)
 

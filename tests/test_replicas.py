@@ -72,7 +72,7 @@ def objective(seed: int, *overrides: str) -> TrainingObjective:
 def data(redraw: bool = False) -> DataSet:
     pixels = torch.randint(0, 256, (40, 16), dtype=torch.uint8)
     split = Split(pixels, torch.arange(40) % 10)
-    return DataSet("noise", (4, 4), split, split, split, redraw, redraw)
+    return DataSet("noise", split, split, split, redraw, redraw)
 
 
 class Doubles(Batches):

@@ -151,7 +151,7 @@ def test_a_sweep_becomes_a_row_a_group(sweep, evaluate):
     status, printed, errors = evaluate(sweep, "--format", "json", "--importance-samples", 2)
     assert (status, errors) == (0, "")
     ((title, rows),) = json.loads(printed).items()
-    assert title.startswith("mnist_5k, binarize=none, test, 500 images")
+    assert title.startswith("mnist_5k, binarize=none, validation=500, test, 500 images")
     names = {"straight_through", "reinforce_moving_average"}
     assert {row["estimator"] for row in rows} == names
     assert [row["n"] for row in rows] == [3, 3]

@@ -39,7 +39,7 @@ def split(images: int) -> Split:
 
 
 def data(valid: int = 20, redraw: bool = False) -> DataSet:
-    return DataSet("patterns", (4, 4), split(60), split(valid), split(20), redraw, True)
+    return DataSet("patterns", split(60), split(valid), split(20), redraw, True)
 
 
 def objective(estimator=None, beta=1.0) -> NegativeELBO:

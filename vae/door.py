@@ -6,14 +6,16 @@ of one line that names the key, the value and what is allowed.
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from inspect import isabstract
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
 from . import checkpoint, estimators, grid
+from . import objective as objectives
 from .configuration import flat, total_steps
 from .data import DataSet, Source
 from .estimators import Estimator
@@ -23,7 +25,7 @@ from .model import CategoricalVAE
 from .objective import VIMCO, TrainingObjective
 from .optimizers import Optimizer
 from .published import OTHERS, TABLE, is_called
-from .run_folder import CONFIG, REPLICAS, read_config
+from .run_folder import CONFIG, REPLICAS, foreign, read_config
 from .run_state import locked, read_status, write_status
 from .schedules import NonNegativeSchedule, PositiveSchedule
 from .tracking import Tracking
@@ -34,6 +36,7 @@ _ABOUT_THE_FOLDER = ("resume", "sweep")  # keys that say where a run is, and not
 _CHANGES_NOTHING = ("device", "data.root", "data.mirror", "training.capture")  # of the result
 _LENGTH = ("training.epochs", "training.steps")  # may grow
 _MAY_CHANGE = (*_LENGTH, *_CHANGES_NOTHING)
+_USUAL_SHAPE = [28, 28]  # of a model that says nothing
 
 
 class Finished(Exception):
@@ -162,6 +165,7 @@ def _parts(config: DictConfig) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     training = _fill_in(config)
     _check_published(config)
+    _fit_to_images(config)
     model = build(config, "model", CategoricalVAE)
     objective = _objective(config, model)
     optimizer = build(config, "optimizer", Optimizer)
@@ -170,13 +174,17 @@ def _parts(config: DictConfig) -> dict[str, Any]:
         check_measurable(objective, tracking)
     except ValueError as error:
         raise UserError(str(error)) from error
+    resolved = _resolved(config, training)
+    target = foreign(resolved)
+    if target is not None:  # found later, it would cost the run its results
+        raise UserError(f"_target_={target}: a run is made of classes of vae/, its folder says")
     return {
         "objective": objective,
         "optimizer": optimizer,
         "training": training,
         "tracking": tracking,
         "settings": settings,
-        "config": _resolved(config, training),
+        "config": resolved,
     }
 
 
@@ -192,6 +200,16 @@ def _fill_in(config: DictConfig) -> Training:
         )
     config.training.steps = total_steps(config)
     return training
+
+
+def _fit_to_images(config: DictConfig) -> None:
+    """Has a model of images of another shape than MNIST's say so. Raises UserError."""
+    shape = list(build(config, "data", Source).image_shape)
+    if shape != _USUAL_SHAPE:
+        config.model.setdefault("image_shape", shape)
+    given = list(config.model.get("image_shape", _USUAL_SHAPE))
+    if given != shape:
+        raise UserError(f"model.image_shape={given}: the images of data are {shape}")
 
 
 def _resolved(config: DictConfig, asked: Training) -> dict[str, Any]:
@@ -249,7 +267,22 @@ def _objective(config: DictConfig, model: CategoricalVAE) -> TrainingObjective:
     target = config.objective.get("_target_", "")
     if target == f"{VIMCO.__module__}.{VIMCO.__name__}":
         raise UserError("estimator: VIMCO has a gradient of its own; leave it out")
+    _check_fit(target, estimator)
     return build(config, "objective", TrainingObjective, model=model, estimator=estimator)
+
+
+def _check_fit(objective: str, estimator: Estimator) -> None:
+    """Raises UserError where the objective needs more of an estimator than this one has."""
+    kind = getattr(objectives, objective.rpartition(".")[2], None)
+    takes = get_type_hints(getattr(kind, "__init__", None)).get("estimator", Estimator)
+    if not isinstance(estimator, takes):
+        every = [getattr(estimators, name) for name in estimators.__all__]
+        classes = [each for each in every if isinstance(each, type) and not isabstract(each)]
+        fits = [each.__name__ for each in classes if issubclass(each, takes)]
+        raise UserError(
+            f"estimator: {kind.__name__} does not take {type(estimator).__name__}; it takes "
+            f"{', '.join(fits)}"
+        )
 
 
 def _check_published(config: DictConfig) -> None:

@@ -27,6 +27,8 @@ def one_line(error: Exception) -> str:
         siblings = _siblings(error.__cause__)
         if siblings:
             return f"{key}: there is no such key{close_match(key.rpartition('.')[2], siblings)}"
+        if reason.startswith("No match in the defaults list"):
+            return f"{key}: nothing that was chosen has such a group"
         return f"{key}: {reason}"
     resolving = re.match(r"\w+ raised while resolving interpolation: (.*)", message)
     return " ".join((resolving.group(1) if resolving else message).split())

@@ -33,7 +33,7 @@ class CategoricalVAE(nn.Module):
         latents: Count,
         categories: Annotated[int, Field(ge=2)],
         prior: Literal["uniform", "learned"] = "uniform",
-        image_shape: tuple[Count, Count] = (28, 28),
+        image_shape: Annotated[tuple[Count, Count], Field(strict=False)] = (28, 28),  # or a list
     ) -> None:
         super().__init__()
         self.latents, self.categories, self.image_shape = latents, categories, image_shape

@@ -93,10 +93,18 @@ def read_config(run: Path, name: str = CONFIG) -> DictConfig:
     for key in ("latents", "categories", "seed"):
         if not isinstance(config.get(key), int):
             raise UserError(f"{file} has no {key}")
-    for target in _targets(OmegaConf.to_container(config)):
-        if not _is_ours(target):
-            raise UserError(f"{file} would build {target}, which is no part of a run")
+    target = foreign(OmegaConf.to_container(config))
+    if target is not None:
+        raise UserError(f"{file} would build {target}, which is no part of a run")
     return config
+
+
+def foreign(config: object) -> object | None:
+    """The first `_target_` of a configuration that is no part of a run, if there is one.
+
+    Run folders are data that people share: they may name what runs are made of, and no more.
+    """
+    return next((target for target in _targets(config) if not _is_ours(target)), None)
 
 
 _PARTS = (
@@ -116,7 +124,6 @@ def _targets(node: object) -> Iterator[object]:
 
 
 def _is_ours(target: object) -> bool:
-    """Run folders are data that people share: they may name what runs are made of, and no more."""
     module, _, name = str(target).rpartition(".")
     if not module.startswith("vae."):
         return False
