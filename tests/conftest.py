@@ -12,6 +12,7 @@ from vae import published  # noqa: F401  # the resolvers of option files, for te
 
 ROOT = Path(__file__).parents[1]
 TINY = [
+    "device=cpu",
     "data=mnist_5k",
     "model.networks.encoder_sizes=[16]",
     "model.networks.decoder_sizes=[16]",

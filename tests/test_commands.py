@@ -18,6 +18,7 @@ from vae.machine import bf16_slowdown
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "device=cpu",
     "data=mnist_5k",
     "model.networks.encoder_sizes=[32]",
     "model.networks.decoder_sizes=[32]",

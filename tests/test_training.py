@@ -20,6 +20,7 @@ from vae.objective import NegativeELBO
 from vae.optimizers import Adam
 from vae.schedules import Linear
 from vae.signals import Interrupted
+from vae.step import TrainingStep
 from vae.tracking import Tracker, Tracking
 from vae.trainee import Diverged, Run, Trained
 from vae.training import Training, train
@@ -219,6 +220,24 @@ def test_a_bad_step_ends_the_run_before_it_does_harm(tmp_path):
         trained(tmp_path, broken, data())
     assert all(p.isfinite().all() for p in broken.parameters())
     assert checkpoint.load(tmp_path, "last")["step"] == 3
+
+
+class SignalledAfterNan(Signalled):
+    """As on a device that nobody waits for: the loss is no number, and then comes a signal."""
+
+    def forward(self, x, step):
+        terms = super().forward(x, step)
+        return terms._replace(loss=terms.loss * math.nan) if step == self._at - 1 else terms
+
+
+def test_a_signal_keeps_no_bad_step(tmp_path, monkeypatch):
+    unseen = lambda *given, **named: TrainingStep(*given, **{**named, "look": None})
+    monkeypatch.setattr("vae.training.TrainingStep", unseen)
+    with pytest.raises(Interrupted):
+        trained(tmp_path, SignalledAfterNan(5), data())
+    assert checkpoint.load(tmp_path, "last")["step"] == 3
+    with pytest.raises(Diverged, match=r"epoch 2: .*last.pt is of step 3"):
+        trained(tmp_path, blowing(), data())
 
 
 def test_a_bad_step_can_be_skipped_and_is_counted(tmp_path):

@@ -18,6 +18,9 @@ def prepare() -> None:
     for each other soon let other work have their core: GNU's OpenMP has them spin 300,000 times
     first, which beside two busy processes takes half the speed; with 10,000, quiet cores lose
     none. https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+
+    On CUDA, float32 is float32: torch would have convolutions round their inputs to TF32's ten
+    bits, in the bounds as well.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -27,6 +30,7 @@ def prepare() -> None:
     for kind in (numpy.float32, numpy.float64):
         numpy.finfo(kind)  # asked later, numpy before 2.4 would warn that there are no denormals
     torch.set_flush_denormal(True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)

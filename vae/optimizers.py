@@ -39,7 +39,9 @@ class Optimizer(ABC):
 
     def _rate(self, parameters: list[nn.Parameter], on_device: bool) -> float | Tensor:
         lr = float(self.lr(0))
-        return torch.tensor(lr, device=parameters[0].device) if on_device else lr
+        if not on_device:
+            return lr
+        return torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)  # fused: only so
 
 
 @value

@@ -56,13 +56,13 @@ class Replicas:
         self._parameters = parameters
         self._shared = deepcopy(objectives[0]).to("meta")  # gets every tensor with each call
         self._buffers = buffers | self._tell_apart(parameters)
-        self._vectorised = vmap(self._call, in_dims=(0, 0, 0, None), randomness="different")
 
     def __call__(self, x: Tensor, step: Step) -> Terms:
         """Images (R, B, D) in [0, 1], the global step. Terms of (R, B)."""
         if len(self.objectives) == 1:
             return Terms(*(term.unsqueeze(0) for term in self.objectives[0](x.squeeze(0), step)))
-        return self._vectorised(self._parameters, self._buffers, x, step)
+        vectorised = vmap(self._call, in_dims=(0, 0, 0, None), randomness="different")
+        return vectorised(self._parameters, self._buffers, x, step)
 
     def compute_in(self, precision: torch.dtype | None) -> None:
         """Runs the networks under autocast; the one objective alone until it is told otherwise."""

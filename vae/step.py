@@ -12,6 +12,7 @@ from .objective import TrainingObjective
 from .optimizers import Optimizer, Stepper
 from .replicas import Replicas
 from .schedules import Step
+from .validation import UserError
 
 _EAGER = 3  # steps before the capture, on a side stream: kernels are chosen, workspaces allocated
 
@@ -46,7 +47,7 @@ class TrainingStep:
         number; for that, each step waits for the device.
 
         Raises ValueError where the objectives are not of one shape, or a step that waits is to be
-        captured.
+        captured. A call raises UserError where the step cannot be captured after all.
         """
         if capture and (look or clock == "host"):
             raise ValueError("a step that waits for the device, or for the host, is not captured")
@@ -88,14 +89,17 @@ class TrainingStep:
             return []
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            if self._batches.redraw:
+            if self._batches.redraw and torch.__version__ < (2, 13):  # later, by itself
                 for generator in self._batches.generators:
                     self._graph.register_generator_state(generator)
             try:
                 with torch.cuda.graph(self._graph):  # records, and runs nothing
                     self._tick()
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:  # an estimator that waits for the device, say
-                raise RuntimeError("this step cannot be captured: training.capture=off") from error
+                why, *_ = str(error).splitlines() or [type(error).__name__]
+                raise UserError(f"training.capture=auto: it cannot be, here: {why}") from error
         self._graph.replay()
         return []
 

@@ -122,6 +122,13 @@ class Trainee:
         else:
             self._diverge(clock, "the training objective")
 
+    def is_sound(self, clock: Clock) -> bool:
+        """Whether the epoch's objective is a number so far. If not, it has diverged."""
+        sound = bool(self._take_step.sums[self.index].isfinite().all())
+        if not sound:
+            self._diverge(clock, "the training objective")
+        return sound
+
     def measure(self, clock: Clock, gradient_every: int) -> dict[str, float] | None:
         """Everything that is logged of an epoch, by name; None where it turns out diverged."""
         counted = clock.step - clock.first_step - self.skipped

@@ -19,6 +19,8 @@ from .validation import Count, Positive, value
 
 log = logging.getLogger(__name__)
 
+_NOISE = 0x5EED  # tells the seed of the noise from that of the batches
+
 
 @value
 class Training:
@@ -78,6 +80,8 @@ def train(
         check_measurable(run.objective, tracking)
     device = data.train.images.device
     generators = [torch.Generator(device).manual_seed(run.seed) for run in runs]
+    if device.type == "cuda":  # where noise of the same seed would be the stream of the batches
+        torch.cuda.manual_seed(runs[0].seed ^ _NOISE)
     batches = Batches(data, training.batch_size, generators)
     look = {"skip": "gradient", "stop": "loss" if device.type == "cpu" else None}[training.on_nan]
     take_step = TrainingStep(
@@ -130,11 +134,14 @@ def train(
                 if interruption.requested is not None or (left_out and not going()):
                     break
             taken = clock.step - first_step
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # what was asked of it is not yet done
             spent = time.perf_counter() - began
             clock.seconds += spent
             if interruption.requested is not None and clock.step - clock.first_step < due:
-                together = company(going())
-                for member in going():
+                sound = [member for member in going() if member.is_sound(clock)]
+                together = company(sound)
+                for member in sound:
                     member.run.tracker.flush()
                     member.keep("last", clock, shuffled[member.index], together)
                 interruption.leave()
