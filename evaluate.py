@@ -40,10 +40,16 @@ def parse() -> argparse.Namespace:
         help="differences to it, paired by seed: reinmax, or estimator=reinmax,latents=8",
     )
     add(
+        "--by",
+        choices=["elbo", "importance_weighted", "log_likelihood"],
+        default="elbo",
+        help="the bound that groups are ordered and compared by (default: elbo)",
+    )
+    add(
         "--importance-samples",
         type=count,
         metavar="M",
-        help="samples of the importance-weighted bound (default: 100)",
+        help="samples of the importance-weighted bound (default: as many as the run asked for)",
     )
     add("--data-root", metavar="FOLDER", help="where the images are, if not where they were")
     add("--format", choices=["table", "markdown", "csv", "json"], default="table")
@@ -55,16 +61,18 @@ def parse() -> argparse.Namespace:
         "--estimators",
         type=lambda names: names.split(","),
         metavar="NAMES",
-        help="these, at their default settings, or all; without it each run's own",
+        help="these, or all, at their default settings or at others, reinmax:temperature=1; "
+        "without it each run's own",
     )
     add("--draws", type=count, metavar="R", help="of the noise, 2 or more (default: 1000)")
     arguments = parser.parse_args()
     if not arguments.gradients and (arguments.estimators or arguments.draws):
         parser.error("--estimators and --draws go with --gradients")
-    if arguments.gradients and (
-        arguments.each or arguments.baseline or arguments.importance_samples
-    ):
-        parser.error("--runs, --baseline and --importance-samples do not go with --gradients")
+    bounds_alone = (arguments.each, arguments.baseline, arguments.importance_samples)
+    if arguments.gradients and (any(bounds_alone) or arguments.by != "elbo"):
+        parser.error(
+            "--runs, --baseline, --by and --importance-samples do not go with --gradients"
+        )
     if arguments.draws == 1:
         parser.error("--draws: one draw has no deviation")
     return arguments
@@ -99,41 +107,42 @@ def main() -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Tables of the bounds, and the report where a folder for it is named."""
-    from vae import comparison, report, runs
+    from vae import comparison, report, runs, tables
     from vae.printing import say
 
     prepare(arguments.output)
     library = runs.Library(arguments.data_root)
-    tables = comparison.group(evaluated(arguments, library), arguments.model)
-    groups = [group for groups in tables.values() for group in groups]
+    view = comparison.View(arguments.model, arguments.by)
+    compared = comparison.group(evaluated(arguments, library), view)
+    groups = [group for groups in compared.values() for group in groups]
     if not any(group.runs for group in groups):
         why = Counter(note for group in groups for note in group.left_out)
         complain(f"nothing could be compared{': ' if why else ''}{', '.join(why)}")
         return 1
-    baselines = chosen(tables, arguments.baseline)
+    baselines = chosen(compared, arguments.baseline)
     if arguments.each:
-        shown = {data: comparison.run_table(g, arguments.model) for data, g in tables.items()}
+        shown = {data: tables.run_table(groups, view) for data, groups in compared.items()}
     else:
         shown = {
-            data: comparison.group_table(groups, arguments.model, baselines.get(data))
-            for data, groups in tables.items()
+            data: tables.group_table(groups, view, baselines.get(data))
+            for data, groups in compared.items()
         }
         if arguments.format in ("table", "markdown"):
-            shown = {data: comparison.readable(table) for data, table in shown.items()}
-    say(comparison.render(shown, arguments.format))
+            shown = {data: tables.readable(table) for data, table in shown.items()}
+    say(tables.render(shown, arguments.format))
     if arguments.output:
-        page = report.write(tables, arguments.model, baselines, library, arguments.output)
+        page = report.write(compared, view, baselines, library, arguments.output)
         print(f"\nReport: {page}", file=sys.stderr)
     return 0
 
 
-def chosen(tables: "dict[str, list[Group]]", baseline: str | None) -> "dict[str, Group]":
+def chosen(compared: "dict[str, list[Group]]", baseline: str | None) -> "dict[str, Group]":
     """The baseline of each table that has it. Raises UserError where none has."""
     from vae import comparison
     from vae.validation import UserError
 
     found, missing = {}, []
-    for data, groups in tables.items() if baseline else ():
+    for data, groups in compared.items() if baseline else ():
         try:
             found[data] = comparison.find(groups, baseline)
         except UserError as error:
@@ -153,7 +162,7 @@ def evaluated(arguments: argparse.Namespace, library: "Library") -> "list[Run]":
     measured = []
     for folder in tqdm(folders(arguments), unit=" runs", leave=False, disable=None):
         try:
-            samples = arguments.importance_samples or 100
+            samples = arguments.importance_samples
             measured.append(runs.evaluated(folder, library, samples, CONFIGS))
         except UserError as error:
             complain(error)
@@ -164,7 +173,7 @@ def gradients(arguments: argparse.Namespace) -> int:
     """A row an estimator of a run; the figures, where a folder for them is named."""
     import pandas as pd
 
-    from vae import comparison, configuration, report, runs
+    from vae import configuration, report, run_gradients, runs, tables
     from vae.errors import close_match
     from vae.printing import say
     from vae.validation import UserError
@@ -174,13 +183,14 @@ def gradients(arguments: argparse.Namespace) -> int:
     if names == ["all"]:
         names = known
     for name in names or ():
-        if name not in known:
-            near = close_match(name, known)
+        option, _, _ = name.partition(":")
+        if option not in known:
+            near = close_match(option, known)
             raise UserError(f"--estimators {name}: there is no such option{near}")
     library, rows, curves = runs.Library(arguments.data_root), {}, {}
     for folder in folders(arguments):
         try:
-            measured = runs.measure_gradients(
+            measured = run_gradients.measure(
                 folder, CONFIGS, library, arguments.model, names, arguments.draws or 1000
             )
             lines = runs.metrics(folder)
@@ -195,10 +205,10 @@ def gradients(arguments: argparse.Namespace) -> int:
     if not rows:
         complain("nothing could be measured")
         return 1
-    tables = {title: pd.DataFrame(measured) for title, measured in rows.items()}
-    say(comparison.render(tables, arguments.format, digits=3))
+    shown = {title: pd.DataFrame(measured) for title, measured in rows.items()}
+    say(tables.render(shown, arguments.format, digits=3))
     if arguments.output:
-        report.write_gradients(tables, curves, arguments.output)
+        report.write_gradients(shown, curves, arguments.output)
     return 0
 
 

@@ -93,7 +93,7 @@ def advise(experiment: "Experiment") -> None:
 
 def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> "list[Run]":
     """The runs that the experiments are, with what logs them open until the stack is closed."""
-    from vae.environment import environment
+    from vae.environment import ENVIRONMENT, environment
     from vae.tracking import Spread, Tracker
     from vae.trainee import Run
 
@@ -108,7 +108,7 @@ def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> 
     }
     runs = []
     for experiment in experiments:
-        note_environment(experiment.folder / "environment.json", made_with, experiment.step)
+        note_environment(experiment.folder / ENVIRONMENT, made_with, experiment.step)
         tracker = stack.enter_context(Tracker(experiment.folder, experiment.step))
         if not experiment.step:
             tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
@@ -155,10 +155,15 @@ def conclude(
         for which, epoch in epochs.items()
         if epoch
     }
-    test = {
-        which: evaluation.bounds(model, data.test.images, settings.importance_samples)
-        for which, model in models.items()
-    }
+    steps = {which: run_folder.load_step(experiment.folder, which) for which in models}
+    test: dict[str, dict[str, float | None]] = {}
+    for which, model in models.items():
+        same = [other for other in test if steps[other] == steps[which]]
+        test[which] = (
+            test[same[0]]
+            if same
+            else evaluation.bounds(model, data.test.images, settings.importance_samples)
+        )
     last = models["last"]
     on_train = evaluation.evaluate(last, fixed_draw(data, data.train))
     final = next(iter(test.values()))  # of the best model, where there is one
@@ -196,7 +201,7 @@ def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path
     """The test bounds, a row a model, and where everything is."""
     import pandas as pd
 
-    from vae import comparison
+    from vae import comparison, tables
     from vae.printing import say
 
     title = comparison.title(experiment.data, experiment.settings.importance_samples)
@@ -205,7 +210,7 @@ def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path
     else:
         where = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
         where += [f"To look at them: tensorboard --logdir {folder}"]
-    say("\n".join(["", comparison.render({title: pd.DataFrame(rows)}, "table"), "", *where]))
+    say("\n".join(["", tables.render({title: pd.DataFrame(rows)}, "table"), "", *where]))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

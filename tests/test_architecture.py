@@ -20,11 +20,12 @@ LAYERS = [
     {"training", "comparison", "probe"},
     {"configuration", "run_folder", "figures"},
     {"door"},
-    {"runs"},
+    {"runs", "tables"},
+    {"run_gradients"},
     {"report"},
     {"__init__"},
 ]
-DOOR = {"configuration", "door", "instantiate", "run_folder"}
+DOOR = {"configuration", "door", "instantiate", "run_folder", "run_gradients"}
 """Where configuration stops."""
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted((ROOT / "vae").rglob("*.py"))

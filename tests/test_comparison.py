@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from vae import comparison
-from vae.comparison import Group, Run, differing, group, interval, readable, render, title
+from vae import comparison, tables
+from vae.comparison import ELBO, Group, Run, View, differing, group, interval, title
 from vae.data import DataSet, Split
+from vae.tables import readable, render
 from vae.validation import UserError
 
 
@@ -31,11 +32,12 @@ def run(
         steps=100,
         objective=120.0 + seed,
         seconds=2.5,
+        made_with={"revisions": "a"},
     )
 
 
-def only(runs: list[Run], model=None) -> list[Group]:
-    (groups,) = group(runs, model).values()
+def only(runs: list[Run], view=ELBO) -> list[Group]:
+    (groups,) = group(runs, view).values()
     return groups
 
 
@@ -140,11 +142,11 @@ def test_runs_of_different_objectives_keep_their_names():
     """The setting is not overwritten by what training minimised."""
     runs = [run(objective="vimco"), run(objective="negative_elbo", elbo=-90.0)]
     groups = only(runs)
-    table = comparison.group_table(groups)
+    table = tables.group_table(groups)
     assert table["objective"].tolist() == ["negative_elbo", "vimco"]
     assert table["training_objective"].tolist() == [120.0, 120.0]
     assert list(readable(table)["objective"]) == ["negative_elbo", "vimco"]
-    assert not set(comparison.run_table(groups)) & set(runs[0].settings) - {"seed"}
+    assert not set(tables.run_table(groups)) & set(runs[0].settings) - {"seed"}
 
 
 def test_few_seeds_are_flagged():
@@ -152,10 +154,47 @@ def test_few_seeds_are_flagged():
     assert only([run(seed=s) for s in range(3)])[0].note() == ""
 
 
+def test_runs_of_different_code_are_flagged():
+    one, other = run(seed=0), run(seed=1)
+    other = Run(**vars(other) | {"made_with": {"revisions": "b", "devices": "cpu"}})
+    (both,) = only([one, other, run(seed=2)])
+    assert both.note() == "2 revisions"
+
+
+def test_groups_are_compared_by_the_bound_that_is_asked_for():
+    """The better ELBO has the worse bound here, and the other way round."""
+    bound = View(by="importance_weighted")
+    given = {"a": (-100.0, -95.0), "b": (-101.0, -92.0)}
+    runs = []
+    for name, (elbo, tighter) in given.items():
+        for seed in range(3):
+            one = run(name, seed, elbo + seed)
+            one.measured["last"]["importance_weighted"] = tighter - seed
+            runs.append(one)
+    assert [each.label for each in only(runs)] == ["a", "b"]
+    groups = only(runs, bound)
+    assert [each.label for each in groups] == ["b", "a"]
+    table = tables.group_table(groups, bound, comparison.find(groups, "a"))
+    assert table.difference[0] == pytest.approx(3.0)
+    assert (table.best_seed[0], table.worst_seed[0]) == (0, 2)
+    assert (table.importance_weighted_low < table.importance_weighted).all()
+    assert "elbo_low" not in table
+    assert "difference of the IW bound" in readable(table)
+
+
+def test_a_bound_that_a_group_lacks_puts_it_last():
+    with_it, without = run("a", elbo=-120.0), run("b", elbo=-100.0)
+    with_it.measured["last"]["log_likelihood"] = -110.0
+    groups = only([with_it, without], View(by="log_likelihood"))
+    assert [each.label for each in groups] == ["a", "b"]
+    table = tables.group_table(groups, View(by="log_likelihood"))
+    assert table.log_likelihood[0] == -110.0 and math.isnan(table.log_likelihood[1])
+
+
 def test_a_model_that_a_run_has_not_is_not_replaced():
-    (one,) = only([run()], "best")
+    (one,) = only([run()], View("best"))
     assert one.runs == [] and "1 without a best model" in one.note()
-    assert len(only([run()], "last")[0].runs) == 1
+    assert len(only([run()], View("last"))[0].runs) == 1
 
 
 def test_the_best_model_is_the_default_and_the_last_its_substitute():
@@ -168,7 +207,7 @@ def test_the_best_model_is_the_default_and_the_last_its_substitute():
 def test_a_group_without_a_finished_run_comes_last_and_has_no_numbers():
     groups = only([run("a", status="diverged"), run("b", elbo=-1e6)])
     assert [each.label for each in groups] == ["b", "a"]
-    table = comparison.group_table(groups)
+    table = tables.group_table(groups)
     assert table.n.tolist() == [1, 0]
     assert math.isnan(table.elbo[1])
     render({"digits": readable(table)}, "table")
@@ -179,7 +218,7 @@ def test_a_group_without_a_finished_run_comes_last_and_has_no_numbers():
 
 def test_mean_and_standard_deviation_are_those_of_the_seeds():
     elbos = [-101.0, -99.5, -103.25]
-    table = comparison.group_table(only([run(seed=s, elbo=e) for s, e in enumerate(elbos)]))
+    table = tables.group_table(only([run(seed=s, elbo=e) for s, e in enumerate(elbos)]))
     assert table.elbo[0] == pytest.approx(np.mean(elbos))
     assert table.elbo_std[0] == pytest.approx(stats.tstd(elbos))
     assert (table.best_seed[0], table.worst_seed[0]) == (1, 2)
@@ -212,7 +251,7 @@ def test_differences_are_paired_by_seed():
     better = [run("b", seed=s, elbo=-99.0 - 10 * s) for s in (1, 2, 3, 7)]
     groups = only(base + better)
     baseline = comparison.find(groups, "a")
-    table = comparison.group_table(groups, None, baseline).set_index("group")
+    table = tables.group_table(groups, ELBO, baseline).set_index("group")
     assert table.pairs["b"] == 3
     assert (table.difference["b"], table.difference_low["b"]) == pytest.approx((1.0, 1.0))
     assert math.isnan(table.difference["a"])
@@ -275,7 +314,7 @@ def test_every_group_has_a_name():
 
 def test_a_setting_that_some_groups_have_not_stays_as_it_is():
     groups = only([run(), run(**{"training.steps": 40})])
-    (rows,) = json.loads(render({"x": comparison.group_table(groups)}, "json")).values()
+    (rows,) = json.loads(render({"x": tables.group_table(groups)}, "json")).values()
     steps = [row["training.steps"] for row in rows]
     assert sorted(map(str, steps)) == ["40", "None"]
 
@@ -294,7 +333,7 @@ def test_csv_and_json_round_nothing():
 
 def test_a_readable_table_has_the_spread_and_no_empty_column():
     runs = [run(m, seed=s, elbo=e - s) for m, e in (("a", -90.0), ("b", -95.0)) for s in range(3)]
-    table = readable(comparison.group_table(only(runs)))
+    table = readable(tables.group_table(only(runs)))
     assert table.ELBO[0] == "-91.00 ± 1.00"
     assert table["95 %"][0].count(" to ") == 1
     assert "log p(x)" not in table and "note" not in table
@@ -316,7 +355,7 @@ def test_a_title_says_where_a_bound_bounds_no_likelihood():
 
 
 def test_what_training_minimised_stands_beside_the_bounds():
-    table = comparison.group_table(only([run(seed=0), run(seed=2)]))
+    table = tables.group_table(only([run(seed=0), run(seed=2)]))
     assert table["training_objective"].tolist() == [121.0]
     assert table["training_objective_std"].tolist() == pytest.approx([2**0.5])
     assert readable(table)["training objective"].tolist() == ["121.00 ± 1.41"]

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 import vae
-from vae import configuration, figures, run_folder, runs
+from vae import configuration, figures, run_folder, run_gradients, runs
 from vae.comparison import Group, Run
 from vae.data import to_float
 from vae.probe import linear_probe
@@ -389,10 +389,27 @@ def test_all_means_every_yaml(sweep, monkeypatch):
     """Without the cost of measuring them."""
     config = run_folder.read_config(first(sweep))
     names = configuration.option_names(CONFIGS, "estimator")
-    estimators = configuration.default_estimators(CONFIGS, config, names)
+    estimators = run_gradients.named_estimators(CONFIGS, config, names)
     assert set(estimators) == {file.stem for file in (CONFIGS / "estimator").glob("*.yaml")}
     for estimator in estimators.values():
         estimator.check(config.latents, config.categories)
+
+
+def test_an_estimator_at_other_settings_than_its_own(sweep, evaluate):
+    words = ["--gradients", "--draws", "30", "--estimators", "reinmax,reinmax:temperature=1.0"]
+    status, printed, errors = evaluate(first(sweep), *words)
+    assert status == 0, errors
+    assert "reinmax:temperature=1.0" in printed
+    assert "40 draws" in printed  # of twenty chunks, as many in each
+    status, _, errors = evaluate(first(sweep), "--gradients", "--estimators", "reinmax:heat=1")
+    assert (status, errors.count("\n")) == (1, 2) and "heat" in errors
+
+
+def test_the_bound_is_at_as_many_samples_as_the_run_asked_for(sweep, evaluate):
+    _, printed, _ = evaluate(first(sweep))
+    assert "IW bound at m = 2:" in printed
+    _, printed, _ = evaluate(first(sweep), "--importance-samples", "3", "--by", "log_likelihood")
+    assert "IW bound at m = 3:" in printed
 
 
 def test_an_estimator_that_there_is_not(sweep, evaluate):
@@ -404,7 +421,7 @@ def test_an_estimator_that_there_is_not(sweep, evaluate):
 def test_the_gradient_along_training_is_in_the_metrics(sweep):
     lines = runs.metrics(first(sweep))
     assert {"gradient/bias", "gradient/variance", "gradient/cosine"} <= set(lines)
-    assert (lines["gradient/variance"] > 0).all()
+    assert (lines["gradient/variance"] > 0).all() and (lines["gradient/bias_error"] > 0).all()
 
 
 # Figures
@@ -427,7 +444,10 @@ def test_figures_of_many_groups_with_long_names_keep_their_panels(number):
     numbers = {"elbo": -100.0, "rate": 20.0, "distortion": 80.0}
     groups = [
         Group(
-            {"a": name}, "reinmax", [Run(name, "", "", {}, 0, "", {"last": numbers}, 1, 1, 1)], []
+            {"a": name},
+            "reinmax",
+            [Run(name, "", "", {}, 0, "", {"last": numbers}, 1, 1, 1, {})],
+            [],
         )
         for name in names
     ]

@@ -8,22 +8,31 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import pandas as pd
 from scipy import stats
-from tabulate import tabulate
 
 from .checkpoint import Which
 from .data import DataSet
 from .validation import UserError
 
-Format = Literal["table", "markdown", "csv", "json"]
 Setting = bool | str | int | float
 
-BOUNDS = ("elbo", "importance_weighted", "log_likelihood")
+Bound = Literal["elbo", "importance_weighted", "log_likelihood"]
+BOUNDS: tuple[Bound, ...] = get_args(Bound)
 """Of these a table shows the spread over seeds; of the other numbers the mean."""
+
+
+class View(NamedTuple):
+    """Which of a run's models is looked at, by default the best, and by which bound."""
+
+    model: Which | None = None
+    by: Bound = "elbo"
+
+
+ELBO = View()
+"""The usual one."""
 
 ENOUGH = 3
 """Seeds below which a group is flagged, and no interval is given."""
@@ -32,15 +41,6 @@ _NO_SETTINGS = (
     *("seed", "device", "training.capture", "data.root", "data.mirror"),
     *("importance_samples", "tracking"),
 )
-_HEADS = {
-    "elbo": "ELBO",
-    "elbo_std": "±",
-    "importance_weighted": "IW bound",
-    "elbo_map": "ELBO of the mode",
-    "log_likelihood": "log p(x)",
-    "accuracy": "probe accuracy",
-    "nll": "probe nll",
-}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Run:
     objective: float | None  # what training minimised, mean over its last epoch
     steps: int | None
     seconds: float | None
+    made_with: dict[str, str]  # revision, torch, device: what is known of them
 
     def numbers(self, model: Which | None) -> dict[str, float | None] | None:
         """Of one of its models, by default the best that there is; None where there is none."""
@@ -88,7 +89,13 @@ class Group:
 
     def note(self) -> str:
         few = [f"n < {ENOUGH}"] if len(self.runs) < ENOUGH else []
-        return ", ".join(few + self.left_out)
+        return ", ".join(few + self.left_out + self._mixed())
+
+    def _mixed(self) -> list[str]:
+        """What the runs were made with, where that is not one thing."""
+        kinds = dict.fromkeys(kind for run in self.runs for kind in run.made_with)
+        there = {kind: {run.made_with.get(kind) for run in self.runs} - {None} for kind in kinds}
+        return [f"{len(held)} {kind}" for kind, held in there.items() if len(held) > 1]
 
 
 def title(data: DataSet, importance_samples: int) -> str:
@@ -101,8 +108,8 @@ def title(data: DataSet, importance_samples: int) -> str:
 # Grouping
 
 
-def group(runs: list[Run], model: Which | None = None) -> dict[str, list[Group]]:
-    """The groups of every data set, by its title; never two data sets in one list.
+def group(runs: list[Run], view: View = ELBO) -> dict[str, list[Group]]:
+    """The groups of every data set, the best first; by title, never two data sets in one list.
 
     A run that is not finished, or that has no such model, counts in no mean; of two runs with the
     same settings and seed only the first does.
@@ -110,10 +117,10 @@ def group(runs: list[Run], model: Which | None = None) -> dict[str, list[Group]]
     by_data: dict[str, list[Run]] = {}
     for run in runs:
         by_data.setdefault(run.data, []).append(run)
-    return {data: _groups(members, model) for data, members in by_data.items()}
+    return {data: _groups(members, view) for data, members in by_data.items()}
 
 
-def _groups(runs: list[Run], model: Which | None) -> list[Group]:
+def _groups(runs: list[Run], view: View) -> list[Group]:
     same: dict[str, list[Run]] = {}
     for run in runs:
         same.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
@@ -126,9 +133,9 @@ def _groups(runs: list[Run], model: Which | None) -> list[Group]:
         for run in members:
             if run.status != "finished":
                 left_out[run.status] += 1
-            elif run.numbers(model) is None:
-                left_out[" ".join(filter(None, ("without a", model, "model")))] += 1
-            elif not _is_number(run.numbers(model).get("elbo")):
+            elif run.numbers(view.model) is None:
+                left_out[" ".join(filter(None, ("without a", view.model, "model")))] += 1
+            elif not _is_number(run.numbers(view.model).get("elbo")):
                 left_out["whose ELBO is no number"] += 1
             elif run.seed in counted:
                 left_out[f"a second time seed {run.seed}"] += 1
@@ -138,7 +145,8 @@ def _groups(runs: list[Run], model: Which | None) -> list[Group]:
         ordered = [counted[seed] for seed in sorted(counted)]
         named = {key: own.get(key) for key in shown}
         groups.append(Group(named, members[0].method, ordered, notes))
-    return sorted(groups, key=lambda group: -mean(group, "elbo", model))
+    first_by = lambda each: [-mean(each, bound, view.model) for bound in (view.by, "elbo")]
+    return sorted(groups, key=first_by)
 
 
 def _is_number(value: float | None) -> bool:
@@ -245,144 +253,10 @@ def interval(sample: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(group: Group, baseline: Group, model: Which | None = None) -> np.ndarray:
-    """Its test ELBO less the baseline's, at each seed that both have: positive is better."""
+def difference(group: Group, baseline: Group, view: View = ELBO) -> np.ndarray:
+    """Its test bound less the baseline's, at each seed that both have: positive is better."""
     ours, theirs = (
-        dict(zip((run.seed for run in each.runs), values(each, "elbo", model), strict=True))
+        dict(zip((run.seed for run in each.runs), values(each, view.by, view.model), strict=True))
         for each in (group, baseline)
     )
     return np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
-
-
-# Tables
-
-
-def group_table(
-    groups: list[Group], model: Which | None = None, baseline: Group | None = None
-) -> pd.DataFrame:
-    """A row a group: nothing is rounded, and there is a column for everything."""
-    rows = []
-    for each in groups:
-        names = list(dict.fromkeys(name for run in each.runs for name in run.numbers(model)))
-        row = {"group": each.label, **each.settings, "n": len(each.runs)}
-        for name in names or ["elbo"]:
-            held = values(each, name, model)
-            row[name] = held.mean() if len(held) else math.nan
-            row[f"{name}_std"] = held.std(ddof=1) if len(held) > 1 else math.nan
-            if name == "elbo":
-                row["elbo_low"], row["elbo_high"] = interval(held)
-                seeds = [run.seed for run in each.runs]
-                row["best_seed"] = seeds[held.argmax()] if len(held) > 1 else None
-                row["worst_seed"] = seeds[held.argmin()] if len(held) > 1 else None
-        if baseline is not None:
-            paired = difference(each, baseline, model) if each is not baseline else np.array([])
-            row["difference"] = paired.mean() if len(paired) else math.nan
-            row["difference_low"], row["difference_high"] = interval(paired)
-            row["pairs"] = len(paired)
-        objectives = pd.Series([run.objective for run in each.runs], dtype=float)
-        row["training_objective"] = objectives.mean()
-        row["training_objective_std"] = objectives.std()
-        row["seconds"] = _mean_of([run.seconds for run in each.runs])
-        row["steps"] = _mean_of([run.steps for run in each.runs])
-        rows.append(row | {"note": each.note()})
-    table = pd.DataFrame(rows)
-    for key in groups[0].settings:  # as they are: beside a None, pandas makes a 1 a 1.0
-        table[key] = pd.Series([each.settings[key] for each in groups], dtype=object)
-    return table
-
-
-def run_table(groups: list[Group], model: Which | None = None) -> pd.DataFrame:
-    """A row a finished run, those of one group together."""
-    rows = [
-        {"run": run.folder, "group": each.label, "seed": run.seed}
-        | (run.numbers(model) or {})
-        | {"training_objective": run.objective, "seconds": run.seconds, "steps": run.steps}
-        for each in groups
-        for run in each.runs
-    ]
-    return pd.DataFrame(rows)
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of groups as one reads it: means with their spread, and no column without a word."""
-    shown = {}
-    settings = list(table.columns[1 : table.columns.get_loc("n")]) or ["group"]
-    for name in [*settings, "n"]:
-        shown[name] = table[name].map(lambda value: "-" if pd.isna(value) else str(value))
-    for name in table.columns[table.columns.get_loc("n") + 1 :]:
-        if name.endswith(("_std", "_low", "_high")) or name == "pairs":
-            continue
-        column = table[name]
-        if column.isna().all() or (column.astype(str) == "").all():
-            continue
-        if name in (*BOUNDS, "training_objective"):
-            column = _joined(table, name, " ± ", [f"{name}_std"])
-        elif name in ("best_seed", "worst_seed", "steps"):
-            column = column.map(lambda value: "-" if pd.isna(value) else f"{value:.0f}")
-        elif name == "difference":
-            column = _joined(table, name, "", [])
-        shown[_HEADS.get(name, name.replace("_", " "))] = column
-        for kind in ("elbo", "difference"):
-            if name == kind and table[f"{kind}_low"].notna().any():
-                head = "95 %" if kind == "elbo" else "95 % of the difference"
-                shown[head] = _joined(table, f"{kind}_low", " to ", [f"{kind}_high"])
-    return pd.DataFrame(shown)
-
-
-def _joined(table: pd.DataFrame, name: str, word: str, others: list[str]) -> pd.Series:
-    """Numbers in one cell, the later ones only where there are any."""
-    columns = [table[column] for column in (name, *others)]
-
-    def cell(numbers: tuple) -> str:
-        there = [f"{number:.2f}" for number in numbers if not pd.isna(number)]
-        return word.join(there) or "-"
-
-    return pd.Series([cell(numbers) for numbers in zip(*columns, strict=True)], table.index)
-
-
-def _mean_of(held: list[float | None]) -> float:
-    there = [value for value in held if value is not None]
-    return sum(there) / len(there) if there else math.nan
-
-
-# Text
-
-
-def render(tables: dict[str, pd.DataFrame], form: Format, digits: int = 2) -> str:
-    """Tables by their titles; a dash, in csv nothing, in json null where there is no number.
-
-    Text formats round to `digits`; csv and json round nothing, and csv is one table with the
-    title for a first column.
-    """
-    match form:
-        case "csv":
-            return pd.concat(tables, names=["table"]).droplevel(1).to_csv()
-        case "json":
-            return json.dumps({title: _records(t) for title, t in tables.items()}, indent=2)
-        case "markdown":
-            parts = [f"### {title}\n\n{_grid(t, 'github', digits)}" for title, t in tables.items()]
-        case "table":
-            parts = [f"{title}:\n\n{_grid(t, 'plain', digits)}" for title, t in tables.items()]
-    return "\n\n".join(parts)
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, object]]:
-    """Rows that JSON can hold, to the last digit; pandas' own writer rounds."""
-    held = table.replace([math.inf, -math.inf], math.nan).astype(object)
-    return held.where(held.notna(), None).to_dict("records")
-
-
-def _grid(table: pd.DataFrame, style: str, digits: int) -> str:
-    cells = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
-    align = ["right" if _numeric(column) else "left" for column in zip(*cells, strict=True)]
-    return tabulate(cells, list(table), style, colalign=align or None, disable_numparse=True)
-
-
-def _cell(value: object, digits: int) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def _numeric(cells: tuple[str, ...]) -> bool:
-    return all(cell[:1] in "-0123456789" for cell in cells)

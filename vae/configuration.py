@@ -1,18 +1,13 @@
 """What a configuration says of its run: what it is called, how long it is, what was chosen."""
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from . import published  # noqa: F401  # option files ask for what was published
 from .data import Source
-from .errors import one_line
-from .estimators import Estimator
 from .instantiate import build
 from .training import Training
 from .validation import UserError
@@ -77,23 +72,3 @@ def option_names(configs: Path, group: str) -> dict[str, str]:
     """The options of a group, and what each builds: yaml names and their `_target_`."""
     files = sorted((configs / group).glob("*.yaml"))
     return {file.stem: OmegaConf.load(file).get("_target_") for file in files}
-
-
-def default_estimators(
-    configs: Path, config: DictConfig, names: Iterable[str]
-) -> dict[str, Estimator]:
-    """Estimators at their yaml's settings, by the yaml's name, for the codes of a run's model.
-
-    A schedule that spans a whole run spans this one. Raises UserError.
-    """
-    sizes = [f"{key}={config[key]}" for key in ("latents", "categories")]
-    given = [*sizes, f"training.steps={total_steps(config)}"]
-    estimators = {}
-    with hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
-        for name in names:
-            try:
-                composed = hydra.compose("train", [f"estimator={name}", *given])
-            except HydraException as error:
-                raise UserError(one_line(error)) from error
-            estimators[name] = build(composed, "estimator", Estimator)
-    return estimators

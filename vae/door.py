@@ -175,8 +175,7 @@ def _parts(config: DictConfig) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(str(error)) from error
     resolved = _resolved(config, training)
-    target = foreign(resolved)
-    if target is not None:  # found later, it would cost the run its results
+    for target in foreign(resolved):  # found later, it would cost the run its results
         raise UserError(f"_target_={target}: a run is made of classes of vae/, its folder says")
     return {
         "objective": objective,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+ENVIRONMENT = "environment.json"
+
 _PACKAGES = ("torchvision", "hydra-core", "tensorboard", "numpy", "mlxtend", "pydantic")
 
 

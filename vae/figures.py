@@ -201,8 +201,9 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
 def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Figure:
     """Bias, variance and cosine of a run's gradient at the model that it trains, a line a run.
 
-    The run's estimator and a frame with the columns of metrics.jsonl, by the run's folder: that is
-    what a line is called where there are several runs of the estimator.
+    The bias in a band of one standard error. The run's estimator and a frame with the columns of
+    metrics.jsonl, by the run's folder: that is what a line is called where there are several runs
+    of the estimator.
     """
     runs = Counter(estimator for estimator, _ in curves.values())
     names = {
@@ -224,6 +225,12 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
                 linestyle=drawn.linestyle,
                 label=names[folder],
             )
+            if name == "bias" and "gradient/bias_error" in points:
+                error = points["gradient/bias_error"]
+                below, above = (points["gradient/bias"] + side * error for side in (-1, 1))
+                axis.fill_between(
+                    points["step"], below.clip(0), above, color=drawn.color, alpha=0.15, lw=0
+                )
         axis.set(xlabel="step", ylabel=label)
     axes[1].set_yscale("log")
     _legend(figure, axes[-1])

@@ -69,8 +69,7 @@ def gradient_quality(
     The draws of the noise are copies of the batch in one backward pass of estimator and decoder,
     and one vectorised pass of the encoder.
     """
-    chunks = max(2, min(draws, _CHUNKS))
-    each = math.ceil(draws / chunks)
+    chunks, each = _chunks(draws)
     passes = [len(part) for part in torch.arange(each).split(max(1, _NUMBERS // truth.shape[1]))]
     means, squares, cosines = [], [], []
     g = truth.double().mean(0)
@@ -97,6 +96,18 @@ def gradient_quality(
         cosine=float(torch.cat(cosines).mean()),
         snr=float(signal.clamp_min(0).sqrt() / deviation),
     )
+
+
+def draws_made(draws: int) -> int:
+    """How many are made where so many are asked for: the same number in every chunk."""
+    chunks, each = _chunks(draws)
+    return chunks * each
+
+
+def _chunks(draws: int) -> tuple[int, int]:
+    """How many, and draws in each."""
+    chunks = max(2, min(draws, _CHUNKS))
+    return chunks, math.ceil(draws / chunks)
 
 
 def fit(

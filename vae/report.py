@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from . import comparison, figures, pictures, run_folder, runs
-from .checkpoint import Which
-from .comparison import Group
+from . import figures, pictures, run_folder, runs, tables
+from .comparison import Group, View
 from .files import write_atomically
 
 _TABLES = {"csv": "csv", "markdown": "md", "json": "json"}
@@ -32,26 +32,26 @@ class Section(NamedTuple):
 
 
 def write(
-    tables: dict[str, list[Group]],
-    model: Which | None,
+    compared: dict[str, list[Group]],
+    view: View,
     baselines: dict[str, Group],
     library: runs.Library,
     folder: Path,
 ) -> Path:
     """Writes everything to a folder that is there; the page. Raises UserError and OSError."""
     numbers = {
-        data: comparison.group_table(groups, model, baselines.get(data))
-        for data, groups in tables.items()
+        data: tables.group_table(groups, view, baselines.get(data))
+        for data, groups in compared.items()
     }
-    each = {data: comparison.run_table(groups, model) for data, groups in tables.items()}
-    text = {data: comparison.readable(table) for data, table in numbers.items()}
+    each = {data: tables.run_table(groups, view) for data, groups in compared.items()}
+    text = {data: tables.readable(table) for data, table in numbers.items()}
     for form, content in (("csv", numbers), ("json", numbers), ("markdown", text)):
         file = folder / f"groups.{_TABLES[form]}"
-        write_atomically(file, comparison.render(content, form).encode())
-    write_atomically(folder / "runs.csv", comparison.render(each, "csv").encode())
+        write_atomically(file, tables.render(content, form).encode())
+    write_atomically(folder / "runs.csv", tables.render(each, "csv").encode())
     sections = [
-        _section(data, groups, text[data], model, library, folder, f"_{index}" if index else "")
-        for index, (data, groups) in enumerate(tables.items())
+        _section(data, groups, text[data], view, library, folder, f"_{index}" if index else "")
+        for index, (data, groups) in enumerate(compared.items())
     ]
     page = Environment(loader=PackageLoader("vae", "."), autoescape=True).get_template("page.html")
     write_atomically(folder / "index.html", page.render(sections=sections).encode())
@@ -59,15 +59,15 @@ def write(
 
 
 def write_gradients(
-    tables: dict[str, pd.DataFrame],
+    measured: dict[str, pd.DataFrame],
     curves: dict[Path, tuple[str, pd.DataFrame]],
     folder: Path,
 ) -> None:
     """Tables of measured gradients, and figures: at given models, and along their training."""
     for form, ending in _TABLES.items():
-        text = comparison.render(tables, form, digits=3)
+        text = tables.render(measured, form, digits=3)
         write_atomically(folder / f"gradients.{ending}", text.encode())
-    for index, (title, table) in enumerate(tables.items()):
+    for index, (title, table) in enumerate(measured.items()):
         figure = figures.bias_against_deviation(table, title)
         _save(figure, folder, f"gradients_{index}" if index else "gradients")
     if curves:
@@ -78,7 +78,7 @@ def _section(
     data: str,
     groups: list[Group],
     table: pd.DataFrame,
-    model: Which | None,
+    view: View,
     library: runs.Library,
     folder: Path,
     suffix: str,
@@ -89,8 +89,11 @@ def _section(
     if compared:
         drawn = {
             "Learning curves": ("learning_curves", figures.learning_curves(compared, curves)),
-            "Test ELBO": ("final_bounds", figures.final_bounds(compared, model)),
-            "Rate and distortion": ("rate_distortion", figures.rate_distortion(compared, model)),
+            "Test ELBO": ("final_bounds", figures.final_bounds(compared, view.model)),
+            "Rate and distortion": (
+                "rate_distortion",
+                figures.rate_distortion(compared, view.model),
+            ),
         }
     return Section(
         title=data,
@@ -99,14 +102,14 @@ def _section(
             caption: _save(figure, folder, name + suffix)
             for caption, (name, figure) in drawn.items()
         },
-        pictures={each.label: _pictures(each, model, library) for each in compared},
+        pictures={each.label: _pictures(each, view, library) for each in compared},
     )
 
 
-def _pictures(group: Group, model: Which | None, library: runs.Library) -> tuple[str, str]:
+def _pictures(group: Group, view: View, library: runs.Library) -> tuple[str, str]:
     """Of the group's best seed: what it makes of test images, and of codes from the prior."""
-    best = max(group.runs, key=lambda run: run.numbers(model)["elbo"])
-    network = run_folder.load(best.folder, model)
+    best = max(group.runs, key=lambda run: run.numbers(view.model)[view.by] or -math.inf)
+    network = run_folder.load(best.folder, view.model)
     data, _ = library.get(run_folder.read_config(Path(best.folder)))
     originals = pictures.gallery(data.test, _SHOWN)
     return (

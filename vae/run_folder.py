@@ -43,11 +43,12 @@ def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalV
     return model.eval()
 
 
-def load_estimator(run: Path, which: checkpoint.Which | None = None) -> Estimator:
+def load_estimator(run: str | Path, which: checkpoint.Which | None = None) -> Estimator:
     """The estimator of a run as it was trained.
 
     Raises UserError, also where the run's objective took none.
     """
+    run = Path(run)
     config = read_config(run)
     if config.get("estimator") is None:
         raise UserError(f"{run} was trained without an estimator")
@@ -57,9 +58,9 @@ def load_estimator(run: Path, which: checkpoint.Which | None = None) -> Estimato
     return estimator
 
 
-def load_step(run: Path, which: checkpoint.Which | None = None) -> int:
+def load_step(run: str | Path, which: checkpoint.Which | None = None) -> int:
     """The global step at which a run's model stood. Raises UserError."""
-    return _checkpoint(run, which)[1]["step"]
+    return _checkpoint(Path(run), which)[1]["step"]
 
 
 def load_data(config: DictConfig, root: str | None = None) -> DataSet:
@@ -73,9 +74,9 @@ def load_data(config: DictConfig, root: str | None = None) -> DataSet:
     return build(config, "data", Source).load(torch.device("cpu"))
 
 
-def read_config(run: Path, name: str = CONFIG) -> DictConfig:
+def read_config(run: str | Path, name: str = CONFIG) -> DictConfig:
     """A run's resolved configuration. Raises UserError."""
-    file = run / name
+    file = Path(run) / name
     try:
         config = OmegaConf.load(file)
     except OSError as error:
@@ -93,18 +94,17 @@ def read_config(run: Path, name: str = CONFIG) -> DictConfig:
     for key in ("latents", "categories", "seed"):
         if not isinstance(config.get(key), int):
             raise UserError(f"{file} has no {key}")
-    target = foreign(OmegaConf.to_container(config))
-    if target is not None:
+    for target in foreign(OmegaConf.to_container(config)):
         raise UserError(f"{file} would build {target}, which is no part of a run")
     return config
 
 
-def foreign(config: object) -> object | None:
-    """The first `_target_` of a configuration that is no part of a run, if there is one.
+def foreign(config: object) -> list[object]:
+    """Every `_target_` of a configuration that is no part of a run.
 
     Run folders are data that people share: they may name what runs are made of, and no more.
     """
-    return next((target for target in _targets(config) if not _is_ours(target)), None)
+    return [target for target in _targets(config) if not _is_ours(target)]
 
 
 _PARTS = (

@@ -3,24 +3,18 @@
 import json
 import logging
 import os
-from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-import torch
-from tqdm import tqdm
 
 from . import checkpoint, configuration, run_folder
 from .checkpoint import WHICH, Which
 from .comparison import Run, title
-from .data import DataSet, Split, digest, fixed_draw, to_float, training_batches
-from .estimators import Estimator, Exact
+from .data import DataSet, Split, digest, fixed_draw
+from .environment import ENVIRONMENT
 from .evaluation import bounds
 from .files import write_json
-from .gradients import GradientQuality, fit, gradient_quality, true_gradients
-from .model import CategoricalVAE
 from .probe import linear_probe
 from .run_state import SUMMARY, read_status
 from .tracking import METRICS
@@ -32,8 +26,6 @@ CACHE = "evaluation.json"
 
 _FORMAT = 2  # of the cache: to be raised with every change of what is measured
 _ENDED = {"finished": "finished", "diverged": "diverged"}  # all others are yet to end
-_GRADIENT_IMAGES = 100
-_FIT_EPOCHS, _FIT_BATCH = 2, 100
 
 
 def find(path: Path) -> list[Path]:
@@ -57,14 +49,18 @@ class Library:
         return self._read[key]
 
 
-def evaluated(folder: Path, library: Library, importance_samples: int, configs: Path) -> Run:
+def evaluated(
+    folder: Path, library: Library, importance_samples: int | None, configs: Path
+) -> Run:
     """A run with all that is measured of its best and its last model, cached in its folder.
 
-    The cache holds as long as checkpoints, images and settings are what they were. On the CPU,
-    with the same noise for every run. Raises UserError.
+    The bound is at as many samples as are asked for, or as the run itself was to have. The cache
+    holds as long as checkpoints, images and settings are what they were. On the CPU, with the same
+    noise for every run. Raises UserError.
     """
     config = run_folder.read_config(folder)
     data, images = library.get(config)
+    importance_samples = importance_samples or config.get("importance_samples", 100)
     there = [which for which in WHICH if checkpoint.exists(folder, which)]
     asked = {
         "format": _FORMAT,
@@ -89,6 +85,7 @@ def evaluated(folder: Path, library: Library, importance_samples: int, configs: 
         objective=_last_objective(folder),
         steps=_number(summary.get("steps")),
         seconds=_number(summary.get("seconds")),
+        made_with=_made_with(_read_json(folder / ENVIRONMENT)),
     )
 
 
@@ -111,6 +108,13 @@ def metrics(folder: Path) -> pd.DataFrame:
     return table
 
 
+def _made_with(environment: dict[str, Any]) -> dict[str, str]:
+    """What may tell runs of the same settings apart, by its name in the plural."""
+    kinds = {"revisions": "git", "versions of torch": "torch", "devices": "device"}
+    held = {kind: environment.get(key) for kind, key in kinds.items()}
+    return {kind: value for kind, value in held.items() if isinstance(value, str)}
+
+
 def _last_objective(folder: Path) -> float | None:
     lines = metrics(folder)
     return None if lines.empty else _number(lines["objective/loss"].iloc[-1])
@@ -127,54 +131,6 @@ def _is_measured(held: object, there: list[Which]) -> bool:
         and list(held) == there
         and all(isinstance(numbers, dict) and "elbo" in numbers for numbers in held.values())
     )
-
-
-class MeasuredGradients(NamedTuple):
-    """How good a gradient estimators give the encoder of one run."""
-
-    title: str  # of what, on what, against what
-    own: str  # the estimator that the run was trained with
-    quality: dict[str, GradientQuality]  # by the estimator's name
-
-
-def measure_gradients(
-    folder: Path,
-    configs: Path,
-    library: Library,
-    which: Which | None = None,
-    names: Iterable[str] | None = None,
-    draws: int = 1000,
-) -> MeasuredGradients:
-    """Of the run's own estimator as it was trained, or of those named, at their yaml's settings.
-
-    On the first test images, at the step of the model. What a named estimator has to learn, such
-    as a baseline, it learns first, from two epochs of training images at the model as it is.
-    `exact` is left out: the others are measured against it. Raises UserError.
-    """
-    config = run_folder.read_config(folder)
-    data, _ = library.get(config)
-    model, step = run_folder.load(folder, which), run_folder.load_step(folder, which)
-    own = configuration.method(config, configs)
-    if names is None:
-        estimators = {own: run_folder.load_estimator(folder, which)}
-    else:
-        estimators = configuration.default_estimators(configs, config, names)
-        for estimator in estimators.values():
-            _fit(model, estimator, data)
-    x = to_float(data.test.images[:_GRADIENT_IMAGES])
-    truth = true_gradients(model, x)
-    reference = "the exact one" if len(truth) == 1 else "the mean of many unbiased ones"
-    title = (
-        f"Gradient of the distortion in the encoder's parameters, relative to {reference}: "
-        f"{data.name}, {len(x)} test images, {draws:,} draws"
-    )
-    bar = tqdm(estimators.items(), leave=False, disable=None, desc=folder.name)
-    quality = {
-        name: gradient_quality(model, estimator, x, truth, step, draws)
-        for name, estimator in bar
-        if not isinstance(estimator, Exact)
-    }
-    return MeasuredGradients(title, own, quality)
 
 
 def _measure(
@@ -196,12 +152,6 @@ def _measure(
 
 def _same_step(folder: Path, one: Which, other: Which) -> bool:
     return run_folder.load_step(folder, one) == run_folder.load_step(folder, other)
-
-
-def _fit(model: CategoricalVAE, estimator: Estimator, data: DataSet) -> None:
-    generator = torch.Generator().manual_seed(0)
-    epochs = (training_batches(data, _FIT_BATCH, generator) for _ in range(_FIT_EPOCHS))
-    fit(model, estimator, chain.from_iterable(epochs))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@
     latent/{perplexity,active,entropy}  of the held-out images (of training ones if none are)
     schedule/{lr,beta,temperature}      at the step
     gradient/norm                       of the epoch's last step, before clipping
-    gradient/{bias,variance,cosine}     of the estimator; see vae.gradients
+    gradient/{bias,bias_error,variance,cosine}  of the estimator; see vae.gradients
     time/images_per_second              training alone; in TensorBoard only
 
 metrics.jsonl holds no clock: two runs of the same command on the same CPU write the same bytes.

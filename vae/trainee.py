@@ -264,8 +264,6 @@ def restore(trainees: Sequence[Trainee], generators: Sequence[torch.Generator]) 
         if step < max(steps):
             continue
         clock, left = own, content.get("left", {})
-        if isinstance(left, list):  # a file of before 2026-11-24, which says no reasons
-            left = dict.fromkeys(left, "it had left the others")
         torch.set_rng_state(content["random"])
         if content.get("device", generator.device.type) != generator.device.type:
             log.warning("another device than before: images and noise are drawn anew")
@@ -290,4 +288,9 @@ def _gradient(objective: NegativeELBO, images: Tensor, step: int) -> dict[str, f
     quality = gradient_quality(
         model, objective.estimator, x, true_gradients(model, x), step, _GRADIENT_DRAWS
     )
-    return {"bias": quality.bias, "variance": quality.variance, "cosine": quality.cosine}
+    return {
+        "bias": quality.bias,
+        "bias_error": quality.bias_error,
+        "variance": quality.variance,
+        "cosine": quality.cosine,
+    }
