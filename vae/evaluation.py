@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import categorical
@@ -140,7 +139,7 @@ class _EveryCode:
         for part in z.split(_ROWS):
             decoded = model.decode(part)  # (C, D)
             pixel_logits.append(decoded)
-            constants.append(model.log_prior(part) - F.softplus(decoded, threshold=40).sum(-1))
+            constants.append(model.log_prior(part) - model.log_normaliser(decoded))
         self._pixel_logits, self._constants = torch.cat(pixel_logits), torch.cat(constants)
 
     def joint_log_prob(self, x: Tensor) -> Tensor:

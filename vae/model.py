@@ -66,7 +66,11 @@ class CategoricalVAE(nn.Module):
             score = logits.squeeze(1) @ x.T
         else:
             score = (x * logits).sum(-1)
-        return score - F.softplus(logits, threshold=40).sum(-1)  # 40: exact in float64 too
+        return score - self.log_normaliser(logits)
+
+    def log_normaliser(self, pixel_logits: Tensor) -> Tensor:
+        """sum log(1 + exp l), which log p(x | z) has less than x . l: (..., D) -> (...)."""
+        return F.softplus(pixel_logits, threshold=40).sum(-1)  # 40: exact in float64 too
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z): codes (..., N, K) -> (...)."""

@@ -21,7 +21,7 @@ from .files import write_json
 FAILED = "failed"
 
 
-def method(objective: str, estimator: str | None) -> str:
+def folder_word(objective: str, estimator: str | None) -> str:
     """What a run folder is called after: the estimator, and any objective but the ELBO."""
     return "_".join(name for name in (objective, estimator) if name and name != "negative_elbo")
 
@@ -40,7 +40,7 @@ def mark(overrides: str) -> str:
     return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
 
 
-OmegaConf.register_new_resolver("method", method, replace=True)
+OmegaConf.register_new_resolver("method", folder_word, replace=True)
 OmegaConf.register_new_resolver("seeds_of", seeds_of, replace=True)
 OmegaConf.register_new_resolver(
     "or_else", lambda given, other: other if given is None else given, replace=True
