@@ -180,6 +180,14 @@ def test_what_failed_is_forgotten_when_the_sweep_is_given_again(tmp_path, inside
     assert not (tmp_path / "outputs/mine/failed").exists()
 
 
+def test_runs_gone_on_with_leave_no_folder_of_a_sweep(inside, tmp_path):
+    assert inside("sweep=mine", "seed=0,1", *SHORT)[0] == 0
+    runs = sorted(str(file.parent) for file in tmp_path.rglob("status.json"))
+    code, _, err = inside(f"resume={','.join(runs)}", "training.steps=4")
+    assert code == 0, err
+    assert [folder.name for folder in (tmp_path / "outputs").iterdir()] == ["mine"]
+
+
 # On a cluster
 
 SBATCH = """#!/bin/bash

@@ -61,7 +61,10 @@ class Failure(NamedTuple):
 
 
 class Failures(Callback):
-    """Remembers where the sweep of this process is, and forgets what failed in it before."""
+    """Remembers where the sweep of this process is, and forgets what failed in it before.
+
+    A sweep of runs that are elsewhere, as with resume=, leaves no folder of its own.
+    """
 
     folder: ClassVar[Path | None] = None
 
@@ -71,6 +74,11 @@ class Failures(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         Failures.folder = Path(config.hydra.sweep.dir)
         shutil.rmtree(Failures.folder / FAILED, ignore_errors=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if folder.is_dir() and {held.name for held in folder.iterdir()} == {"multirun.yaml"}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def record(sweep: Path, job: int, failure: Failure) -> None:

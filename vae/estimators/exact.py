@@ -51,5 +51,5 @@ def _that_count(q: Tensor) -> Tensor | slice:
     negligible = q.amax(1) <= torch.finfo(q.dtype).eps / len(q)  # false where q is no number
     try:
         return negligible.logical_not().nonzero().squeeze(1)
-    except RuntimeError:
+    except RuntimeError:  # vmap's: a shape that depends on the values
         return slice(None)
