@@ -119,6 +119,9 @@ def compare(arguments: argparse.Namespace) -> int:
         why = Counter(note for group in groups for note in group.left_out)
         complain(f"nothing could be compared{': ' if why else ''}{', '.join(why)}")
         return 1
+    for data, groups in compared.items():
+        if not comparison.comparable(groups, view):
+            complain(f"{data}: no run has a {arguments.by}, and the ELBO orders them")
     baselines = chosen(compared, arguments.baseline)
     if arguments.each:
         shown = {data: tables.run_table(groups, view) for data, groups in compared.items()}

@@ -254,6 +254,9 @@ BAD = {
         "StraightThrough",
     ),
     "another image shape": (["+model.image_shape=[14,14]"], "model.image_shape=[14, 14]", "28"),
+    "no image shape": (["+model.image_shape=28"], "model.image_shape=28", "tuple"),
+    "null for an image shape": (["+model.image_shape=null"], "model.image_shape", "tuple"),
+    "no objective": (["objective._target_=null"], "objective"),
     "a temperature for none": (
         ["estimator=reinforce", "estimator/temperature=linear"],
         "estimator/temperature: nothing that was chosen has such a group",
@@ -349,5 +352,6 @@ def test_a_precision_that_slows_down_is_said_so(
 def test_how_slow_bf16_is_here_is_measured():
     file = Path("/proc/cpuinfo")
     flags = set(file.read_text().split()) if file.exists() else set()
-    emulated = "avx2" in flags and not flags & {"avx512f", "amx_bf16", "avx_ne_convert"}
-    assert bf16_slowdown() > (1.5 if emulated else 0)
+    if "avx2" not in flags or flags & {"avx512f", "amx_bf16", "avx_ne_convert"}:
+        pytest.skip("this processor may have bf16")
+    assert bf16_slowdown() > 1.5

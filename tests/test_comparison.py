@@ -32,7 +32,7 @@ def run(
         steps=100,
         objective=120.0 + seed,
         seconds=2.5,
-        made_with={"revisions": "a"},
+        made_with={"revisions": frozenset("a")},
     )
 
 
@@ -156,7 +156,8 @@ def test_few_seeds_are_flagged():
 
 def test_runs_of_different_code_are_flagged():
     one, other = run(seed=0), run(seed=1)
-    other = Run(**vars(other) | {"made_with": {"revisions": "b", "devices": "cpu"}})
+    mixed = {"revisions": frozenset("ab"), "devices": frozenset()}
+    other = Run(**vars(other) | {"made_with": mixed})
     (both,) = only([one, other, run(seed=2)])
     assert both.note() == "2 revisions"
 
@@ -189,6 +190,14 @@ def test_a_bound_that_a_group_lacks_puts_it_last():
     assert [each.label for each in groups] == ["a", "b"]
     table = tables.group_table(groups, View(by="log_likelihood"))
     assert table.log_likelihood[0] == -110.0 and math.isnan(table.log_likelihood[1])
+
+
+def test_whether_any_run_has_the_bound():
+    by = View(by="log_likelihood")
+    with_it = run("a")
+    with_it.measured["last"]["log_likelihood"] = -110.0
+    assert comparison.comparable(only([run("b"), with_it], by), by)
+    assert not comparison.comparable(only([run("b")], by), by)
 
 
 def test_a_model_that_a_run_has_not_is_not_replaced():

@@ -57,7 +57,7 @@ class Run:
     objective: float | None  # what training minimised, mean over its last epoch
     steps: int | None
     seconds: float | None
-    made_with: dict[str, str]  # revision, torch, device: what is known of them
+    made_with: dict[str, frozenset[str]]  # revisions, versions, devices: what is known of them
 
     def numbers(self, model: Which | None) -> dict[str, float | None] | None:
         """Of one of its models, by default the best that there is; None where there is none."""
@@ -94,8 +94,11 @@ class Group:
     def _mixed(self) -> list[str]:
         """What the runs were made with, where that is not one thing."""
         kinds = dict.fromkeys(kind for run in self.runs for kind in run.made_with)
-        there = {kind: {run.made_with.get(kind) for run in self.runs} - {None} for kind in kinds}
-        return [f"{len(held)} {kind}" for kind, held in there.items() if len(held) > 1]
+        numbers = {
+            kind: len({each for run in self.runs for each in run.made_with.get(kind, ())})
+            for kind in kinds
+        }
+        return [f"{number} {kind}" for kind, number in numbers.items() if number > 1]
 
 
 def title(data: DataSet, importance_samples: int) -> str:
@@ -231,6 +234,12 @@ def values(group: Group, name: str, model: Which | None = None) -> np.ndarray:
     """A number of each run, by seed; nan where it cannot be had."""
     held = [(run.numbers(model) or {}).get(name) for run in group.runs]
     return np.array([math.nan if value is None else value for value in held], dtype=float)
+
+
+def comparable(groups: list[Group], view: View) -> bool:
+    """Whether any run has the bound that they are compared by: log p(x) is for few codes."""
+    held = [values(group, view.by, view.model) for group in groups]
+    return not all(np.isnan(own).all() for own in held)
 
 
 def mean(group: Group, name: str, model: Which | None = None) -> float:

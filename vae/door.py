@@ -206,8 +206,8 @@ def _fit_to_images(config: DictConfig) -> None:
     shape = list(build(config, "data", Source).image_shape)
     if shape != _USUAL_SHAPE:
         config.model.setdefault("image_shape", shape)
-    given = list(config.model.get("image_shape", _USUAL_SHAPE))
-    if given != shape:
+    given = config.model.get("image_shape", shape)
+    if OmegaConf.is_list(given) and list(given) != shape:  # else the model says what it has to be
         raise UserError(f"model.image_shape={given}: the images of data are {shape}")
 
 
@@ -272,7 +272,7 @@ def _objective(config: DictConfig, model: CategoricalVAE) -> TrainingObjective:
 
 def _check_fit(objective: str, estimator: Estimator) -> None:
     """Raises UserError where the objective needs more of an estimator than this one has."""
-    kind = getattr(objectives, objective.rpartition(".")[2], None)
+    kind = getattr(objectives, str(objective).rpartition(".")[2], None)
     takes = get_type_hints(getattr(kind, "__init__", None)).get("estimator", Estimator)
     if not isinstance(estimator, takes):
         every = [getattr(estimators, name) for name in estimators.__all__]

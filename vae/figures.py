@@ -132,6 +132,7 @@ def final_bounds(groups: list[Group], model: Which | None = None) -> Figure:
     axes = figure.add_subplot()
     _plain(axes)
     drawn = styles(groups)
+    groups = sorted(groups, key=lambda group: -comparison.mean(group, "elbo", model))
     everything = np.concatenate([comparison.values(group, "elbo", model) for group in groups])
     low, high = _window(everything, [comparison.mean(group, "elbo", model) for group in groups])
     for row, group in enumerate(groups):
@@ -172,8 +173,11 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     """
     figure, (axes,) = _figure(1, list(measured.estimator))
     drawn = measured[(measured.deviation > _NO_NOISE) & (measured.bias < _WORST_BIAS)]
+    turns: Counter[str] = Counter()
     for row in drawn.itertuples():
-        look = style(row.estimator)
+        option, _, _ = row.estimator.partition(":")  # at settings of its own, perhaps
+        look = style(option, turns[option])
+        turns[option] += 1
         axes.errorbar(
             row.deviation,
             row.bias,

@@ -94,6 +94,8 @@ def read_config(run: str | Path, name: str = CONFIG) -> DictConfig:
     for key in ("latents", "categories", "seed"):
         if not isinstance(config.get(key), int):
             raise UserError(f"{file} has no {key}")
+    if config.data._target_ == "vae.data.Mnist5k":
+        config.data.setdefault("validation", 500)  # of a folder from before it could be said
     for target in foreign(OmegaConf.to_container(config)):
         raise UserError(f"{file} would build {target}, which is no part of a run")
     return config

@@ -108,11 +108,20 @@ def metrics(folder: Path) -> pd.DataFrame:
     return table
 
 
-def _made_with(environment: dict[str, Any]) -> dict[str, str]:
-    """What may tell runs of the same settings apart, by its name in the plural."""
+def _made_with(environment: dict[str, Any]) -> dict[str, frozenset[str]]:
+    """What may tell runs of the same settings apart, by its name in the plural.
+
+    A run that went on with something else says so, too.
+    """
     kinds = {"revisions": "git", "versions of torch": "torch", "devices": "device"}
-    held = {kind: environment.get(key) for kind, key in kinds.items()}
-    return {kind: value for kind, value in held.items() if isinstance(value, str)}
+    later = environment.get("went_on")
+    parts = [environment, *(later if isinstance(later, list) else ())]
+    parts = [part for part in parts if isinstance(part, dict)]
+    held = {
+        kind: frozenset(str(part[key]) for part in parts if part.get(key))
+        for kind, key in kinds.items()
+    }
+    return {kind: values for kind, values in held.items() if values}
 
 
 def _last_objective(folder: Path) -> float | None:

@@ -99,7 +99,8 @@ class TrainingStep:
                 raise
             except RuntimeError as error:  # an estimator that waits for the device, say
                 why, *_ = str(error).splitlines() or [type(error).__name__]
-                raise UserError(f"training.capture=auto: it cannot be, here: {why}") from error
+                way_on = "training.capture=off takes this step, which cannot be captured"
+                raise UserError(f"{way_on}: {why}") from error
         self._graph.replay()
         return []
 

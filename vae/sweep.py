@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -78,7 +79,9 @@ class Failures(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         if folder.is_dir() and {held.name for held in folder.iterdir()} == {"multirun.yaml"}:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another process may be at work there
+                (folder / "multirun.yaml").unlink()
+                folder.rmdir()
 
 
 def record(sweep: Path, job: int, failure: Failure) -> None:

@@ -72,16 +72,16 @@ def train(
     evaluated or drawn in between changes neither. A signal ends the step, is answered with
     checkpoints, and ends the run.
 
-    Raises Interrupted, UserError where a checkpoint is not of this run, OSError where a folder
-    cannot be written, ValueError where the replicas are not of one shape, and what
-    `check_measurable` raises.
+    Raises Interrupted, UserError where a checkpoint is not of this run or a step cannot be
+    captured, OSError where a folder cannot be written, ValueError where the replicas are not of
+    one shape, and what `check_measurable` raises.
     """
     for run in runs:
         check_measurable(run.objective, tracking)
     device = data.train.images.device
     generators = [torch.Generator(device).manual_seed(run.seed) for run in runs]
-    if device.type == "cuda":  # where noise of the same seed would be the stream of the batches
-        torch.cuda.manual_seed(runs[0].seed ^ _NOISE)
+    if device.type != "cpu":  # where noise of the same seed would be the stream of the batches
+        torch.manual_seed(runs[0].seed ^ _NOISE)
     batches = Batches(data, training.batch_size, generators)
     look = {"skip": "gradient", "stop": "loss" if device.type == "cpu" else None}[training.on_nan]
     take_step = TrainingStep(
