@@ -264,6 +264,8 @@ def restore(trainees: Sequence[Trainee], generators: Sequence[torch.Generator]) 
         if step < max(steps):
             continue
         clock, left = own, content.get("left", {})
+        if isinstance(left, list):  # a file of before 2026-11-24, which says no reasons
+            left = dict.fromkeys(left, "it had left the others")
         torch.set_rng_state(content["random"])
         if content.get("device", generator.device.type) != generator.device.type:
             log.warning("another device than before: images and noise are drawn anew")
