@@ -120,7 +120,7 @@ def compare(arguments: argparse.Namespace) -> int:
         complain(f"nothing could be compared{': ' if why else ''}{', '.join(why)}")
         return 1
     for data, groups in compared.items():
-        if not comparison.comparable(groups, view):
+        if comparison.lacking(groups, view):
             complain(f"{data}: no run has a {arguments.by}, and the ELBO orders them")
     baselines = chosen(compared, arguments.baseline)
     if arguments.each:

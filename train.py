@@ -155,15 +155,13 @@ def conclude(
         for which, epoch in epochs.items()
         if epoch
     }
-    steps = {which: run_folder.load_step(experiment.folder, which) for which in models}
-    test: dict[str, dict[str, float | None]] = {}
-    for which, model in models.items():
-        same = [other for other in test if steps[other] == steps[which]]
-        test[which] = (
-            test[same[0]]
-            if same
-            else evaluation.bounds(model, data.test.images, settings.importance_samples)
-        )
+    test = run_folder.of_each_step(
+        experiment.folder,
+        models,
+        lambda which: evaluation.bounds(
+            models[which], data.test.images, settings.importance_samples
+        ),
+    )
     last = models["last"]
     on_train = evaluation.evaluate(last, fixed_draw(data, data.train))
     final = next(iter(test.values()))  # of the best model, where there is one

@@ -196,8 +196,9 @@ def test_whether_any_run_has_the_bound():
     by = View(by="log_likelihood")
     with_it = run("a")
     with_it.measured["last"]["log_likelihood"] = -110.0
-    assert comparison.comparable(only([run("b"), with_it], by), by)
-    assert not comparison.comparable(only([run("b")], by), by)
+    assert not comparison.lacking(only([run("b"), with_it], by), by)
+    assert comparison.lacking(only([run("b")], by), by)
+    assert not comparison.lacking(only([run("b", status="diverged")], by), by)
 
 
 def test_a_model_that_a_run_has_not_is_not_replaced():

@@ -405,6 +405,27 @@ def test_an_estimator_at_other_settings_than_its_own(sweep, evaluate):
     assert (status, errors.count("\n")) == (1, 2) and "heat" in errors
 
 
+def test_digits_of_before_their_validation_could_be_chosen(sweep, evaluate):
+    """Folders whose configuration says nothing of it are of the same data, and of one group."""
+    file = first(sweep) / run_folder.CONFIG
+    written = file.read_text()
+    file.write_text(written.replace("  validation: 500\n", ""))
+    assert "validation" in written and "validation" not in file.read_text()
+    _, printed, _ = evaluate(sweep, "--format", "json")
+    (rows,) = json.loads(printed).values()
+    assert [row["n"] for row in rows] == [3, 3]
+
+
+def test_a_best_model_that_is_the_last_is_measured_once(sweep, monkeypatch):
+    of_step = {"best": 7, "last": 7}
+    monkeypatch.setattr(run_folder, "load_step", lambda run, which: of_step[which])
+    asked = []
+    measure = lambda which: asked.append(which) or len(asked)
+    assert run_folder.of_each_step(sweep, of_step, measure) == {"best": 1, "last": 1}
+    of_step["last"] = 8
+    assert run_folder.of_each_step(sweep, of_step, measure) == {"best": 2, "last": 3}
+
+
 def test_the_bound_is_at_as_many_samples_as_the_run_asked_for(sweep, evaluate):
     _, printed, _ = evaluate(first(sweep))
     assert "IW bound at m = 2:" in printed

@@ -236,10 +236,10 @@ def values(group: Group, name: str, model: Which | None = None) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in held], dtype=float)
 
 
-def comparable(groups: list[Group], view: View) -> bool:
-    """Whether any run has the bound that they are compared by: log p(x) is for few codes."""
-    held = [values(group, view.by, view.model) for group in groups]
-    return not all(np.isnan(own).all() for own in held)
+def lacking(groups: list[Group], view: View) -> bool:
+    """Whether there are runs and none has the bound to compare by: log p(x) is for few codes."""
+    held = np.concatenate([values(group, view.by, view.model) for group in groups])
+    return bool(len(held) and np.isnan(held).all())
 
 
 def mean(group: Group, name: str, model: Which | None = None) -> float:

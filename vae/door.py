@@ -176,7 +176,7 @@ def _parts(config: DictConfig) -> dict[str, Any]:
         raise UserError(str(error)) from error
     resolved = _resolved(config, training)
     for target in foreign(resolved):  # found later, it would cost the run its results
-        raise UserError(f"_target_={target}: a run is made of classes of vae/, its folder says")
+        raise UserError(f"_target_={target}: a run folder may name classes of vae/ alone")
     return {
         "objective": objective,
         "optimizer": optimizer,

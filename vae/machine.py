@@ -1,4 +1,4 @@
-"""What a process does once, before any work, so that the machine is not in its way."""
+"""The machine: what a process does before any work so that it is not in the way, or asks of it."""
 
 import ctypes
 import os
@@ -40,8 +40,8 @@ def prepare() -> None:
 def bf16_slowdown() -> float:
     """How many times as long as in float32 a layer of a network takes in bf16 on this CPU, about.
 
-    Less than 1 where the processor has instructions for it (AVX-512 BF16, AMX, Arm's BF16), 5 and
-    more where they are made up for. Measured, in a tenth of a second.
+    Less than 1 where the processor has instructions for it (AVX-512 BF16, AMX, Arm's BF16),
+    several where they are made up for. Measured, in a tenth of a second.
     """
     import torch
     from torch.nn.functional import linear

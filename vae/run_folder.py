@@ -1,9 +1,9 @@
 """What a run folder gives back: its configuration, model, estimator and data."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +27,7 @@ REPLICAS = "replicas.yaml"
 """In place of a configuration, where the runs are replicas in folders below."""
 
 Config = DictConfig
+Measured = TypeVar("Measured")
 
 
 def load(run: str | Path, which: checkpoint.Which | None = None) -> CategoricalVAE:
@@ -61,6 +62,16 @@ def load_estimator(run: str | Path, which: checkpoint.Which | None = None) -> Es
 def load_step(run: str | Path, which: checkpoint.Which | None = None) -> int:
     """The global step at which a run's model stood. Raises UserError."""
     return _checkpoint(Path(run), which)[1]["step"]
+
+
+def of_each_step(
+    run: Path, models: Iterable[checkpoint.Which], measure: Callable[[checkpoint.Which], Measured]
+) -> dict[checkpoint.Which, Measured]:
+    """What is measured of a run's models: once, where the best is the last. Raises UserError."""
+    steps = {which: load_step(run, which) for which in models}
+    one_of = {step: which for which, step in steps.items()}
+    measured = {step: measure(which) for step, which in one_of.items()}
+    return {which: measured[step] for which, step in steps.items()}
 
 
 def load_data(config: DictConfig, root: str | None = None) -> DataSet:

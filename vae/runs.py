@@ -145,22 +145,14 @@ def _is_measured(held: object, there: list[Which]) -> bool:
 def _measure(
     folder: Path, there: list[Which], data: DataSet, importance_samples: int
 ) -> dict[Which, dict[str, float | None]]:
-    measured = {}
     seen = Split(fixed_draw(data, data.train), data.train.labels)  # as the test images are drawn
-    for which in there:
+
+    def numbers(which: Which) -> dict[str, float | None]:
         model = run_folder.load(folder, which)
-        same = [other for other in measured if _same_step(folder, which, other)]
-        measured[which] = (
-            measured[same[0]]
-            if same
-            else bounds(model, data.test.images, importance_samples)
-            | linear_probe(model, seen, data.test)._asdict()
-        )
-    return measured
+        probe = linear_probe(model, seen, data.test)._asdict()
+        return bounds(model, data.test.images, importance_samples) | probe
 
-
-def _same_step(folder: Path, one: Which, other: Which) -> bool:
-    return run_folder.load_step(folder, one) == run_folder.load_step(folder, other)
+    return run_folder.of_each_step(folder, there, numbers)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Trainee:
 
     def is_sound(self, clock: Clock) -> bool:
         """Whether the epoch's objective is a number so far. If not, it has diverged."""
-        sound = bool(self._take_step.sums[self.index].isfinite().all())
+        sound = math.isfinite(self._take_step.sums[self.index, 0])
         if not sound:
             self._diverge(clock, "the training objective")
         return sound
@@ -135,10 +135,9 @@ class Trainee:
         if not counted:
             self._diverge(clock, "no step of the epoch was taken: the training objective")
             return None
-        loss, distortion, rate = (self._take_step.sums[self.index] / counted).tolist()
-        if not math.isfinite(loss):
-            self._diverge(clock, "the training objective")
+        if not self.is_sound(clock):
             return None
+        loss, distortion, rate = (self._take_step.sums[self.index] / counted).tolist()
         on_train = evaluate(self._model, self._views.seen)
         on_valid = evaluate(self._model, self._views.valid) if len(self._views.valid) else None
         if not all(math.isfinite(each.elbo) for each in (on_train, on_valid) if each is not None):
