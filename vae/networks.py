@@ -16,7 +16,7 @@ from .validation import Count, value
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "gelu", "silu"]
 
 _ACTIVATIONS = {
-    "relu": nn.ReLU,
+    "relu": lambda: nn.ReLU(inplace=True),  # a layer does not need what it gave
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
     "tanh": nn.Tanh,
     "elu": nn.ELU,

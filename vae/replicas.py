@@ -41,6 +41,7 @@ class Replicas:
     def __init__(self, objectives: Sequence[TrainingObjective]) -> None:
         self.objectives = objectives
         if len(objectives) == 1:
+            self._parameters = dict(objectives[0].named_parameters())
             return
         try:
             parameters, buffers = stack_module_state(list(objectives))
@@ -70,11 +71,8 @@ class Replicas:
         (self.objectives[0] if alone else self._shared).model.precision = precision
 
     def zero_grad(self) -> None:
-        if len(self.objectives) == 1:
-            self.objectives[0].zero_grad()
-        else:
-            for parameter in self._parameters.values():
-                parameter.grad = None
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def share_out_gradients(self) -> None:
         """Gives each objective's parameters their gradients, as views of the stack's."""

@@ -123,9 +123,10 @@ class TrainingStep:
         terms = self._replicas(self.seen, step)
         self._replicas.compute_in(None)  # what is measured is measured in float32
         self._replicas.zero_grad()
-        terms.loss.mean(1).sum().backward()
+        terms.loss.backward(torch.full_like(terms.loss, 1 / terms.loss.shape[1]))  # of the means
         self._replicas.share_out_gradients()
-        means = torch.stack([term.detach() for term in terms], -1).mean(1)  # (R, 3)
+        with torch.no_grad():
+            means = torch.stack(terms, -1).mean(1)  # (R, 3)
         losses = means[:, 0].tolist() if self._look else [0.0] * len(means)
         left_out = []
         for which, (stepper, loss) in enumerate(zip(self.steppers, losses, strict=True)):
