@@ -6,209 +6,25 @@ with the number that a search maximises, its validation ELBO.
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-
-if TYPE_CHECKING:
-    from vae.door import Experiment
-    from vae.tracking import Tracker
-    from vae.trainee import Run, Trained
 
 # No torch up here: --help and tab completion import this file.
 
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parent / "configs"
-
-
-def run(config: DictConfig, folder: Path) -> None:
-    """Builds what the configuration names, trains it in `folder` and reports the test bounds.
-
-    Replicas are trained together, each in a folder of its own below. Where a folder holds a part
-    of the same run, that is gone on with. Raises Diverged where a run has, after the others.
-    """
-    from tqdm import tqdm
-
-    from vae import door, run_state
-    from vae.trainee import Diverged
-    from vae.training import train
-
-    tqdm.set_lock(threading.RLock())  # a semaphore, its default, outlives a process that is killed
-    with ExitStack() as stack:
-        experiments = door.prepare(config, folder, stack)
-        first, folders = experiments[0], [experiment.folder for experiment in experiments]
-        step = max(experiment.step for experiment in experiments)
-        standing = stack.enter_context(run_state.Standing(folders))
-        if step:
-            log.info("going on after step %d", step)
-        advise(first)
-        runs = tracked(experiments, folder, stack)
-        outcomes = train(runs, first.data, first.training, first.tracking)
-        rows, diverged = [], []
-        for experiment, own, outcome in zip(experiments, runs, outcomes, strict=True):
-            name = "" if experiment.folder == folder else f"{experiment.folder.name}: "
-            if isinstance(outcome, Diverged):
-                standing.says(experiment.folder, "diverged", str(outcome))
-                diverged.append(f"{name}{outcome}")
-                continue
-            measured = conclude(experiment, outcome, own.tracker)
-            rows += [{"model": name + words, **bounds} for words, bounds in measured.items()]
-            standing.says(experiment.folder, "finished")
-    try:
-        if rows:
-            report(first, rows, folder)
-    finally:
-        if diverged:
-            raise Diverged("; ".join(diverged))
-
-
-def advise(experiment: "Experiment") -> None:
-    """Says where what was chosen for speed costs it."""
-    from vae.machine import bf16_slowdown
-
-    if experiment.training.precision == "bf16" and experiment.data.train.images.is_cpu:
-        slowdown = bf16_slowdown()
-        if slowdown > 1.5:  # a busy machine can make 1.2 of 1
-            log.warning(
-                "training.precision=bf16 is slower here: this processor takes %.1f times as long "
-                "for a layer as in float32",
-                slowdown,
-            )
-
-
-def tracked(experiments: "list[Experiment]", folder: Path, stack: ExitStack) -> "list[Run]":
-    """The runs that the experiments are, with what logs them open until the stack is closed."""
-    from vae.environment import ENVIRONMENT, environment
-    from vae.tracking import Spread, Tracker
-    from vae.trainee import Run
-
-    made_with = environment(experiments[0].data.train.images.device)
-    made_with = {"overrides": list(HydraConfig.get().overrides.task), **made_with}
-    alike = Counter(experiment.setting for experiment in experiments)
-    step = max(experiment.step for experiment in experiments)
-    spreads = {
-        setting: stack.enter_context(Spread(folder / setting, step))
-        for setting, count in alike.items()
-        if count > 1
-    }
-    runs = []
-    for experiment in experiments:
-        note_environment(experiment.folder / ENVIRONMENT, made_with, experiment.step)
-        tracker = stack.enter_context(Tracker(experiment.folder, experiment.step))
-        if not experiment.step:
-            tracker.text("config", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
-        runs.append(
-            Run(
-                experiment.objective,
-                experiment.optimizer,
-                tracker,
-                experiment.folder,
-                experiment.settings.seed,
-                spreads.get(experiment.setting),
-            )
-        )
-    return runs
-
-
-def note_environment(file: Path, made_with: dict[str, object], step: int) -> None:
-    """What a run is made with; what it went on with, and from which step, is added to that."""
-    from vae.files import write_json
-
-    try:
-        before = json.loads(file.read_bytes()) if step else {}
-    except (OSError, ValueError):
-        before = {}
-    if before:
-        went_on = [*before.get("went_on", []), {"from_step": step, **made_with}]
-        made_with = before | {"went_on": went_on}
-    write_json(file, made_with)
-
-
-def conclude(
-    experiment: "Experiment", trained: "Trained", tracker: "Tracker"
-) -> dict[str, dict[str, float | None]]:
-    """Measures a trained model; the numbers go to TensorBoard and a file, and are returned."""
-    from vae import configuration, evaluation, pictures, run_folder
-    from vae.data import fixed_draw, to_float
-    from vae.files import write_json
-    from vae.run_state import SUMMARY
-
-    data, settings = experiment.data, experiment.settings
-    epochs = {"best": trained.best_epoch, "last": trained.epochs}
-    models = {
-        which: run_folder.load(experiment.folder, which).to(data.train.images.device)
-        for which, epoch in epochs.items()
-        if epoch
-    }
-    test = run_folder.of_each_step(
-        experiment.folder,
-        models,
-        lambda which: evaluation.bounds(
-            models[which], data.test.images, settings.importance_samples
-        ),
-    )
-    last = models["last"]
-    on_train = evaluation.evaluate(last, fixed_draw(data, data.train))
-    final = next(iter(test.values()))  # of the best model, where there is one
-    after = trained.steps + 1  # a run that goes on, or that has to say this again, drops it
-    tracker.results(
-        after,
-        configuration.settings(OmegaConf.create(experiment.config), CONFIGS),
-        {
-            f"{name}/test": value
-            for name, value in final.items()
-            if value is not None and name not in evaluation.CODE_TERMS
-        },
-    )
-    if experiment.tracking.projected:
-        shown = data.test.images[: experiment.tracking.projected]
-        tracker.codes(
-            after,
-            pictures.modes(last, shown),
-            data.test.labels[: len(shown)],
-            to_float(shown).unflatten(1, (1, *last.image_shape)),
-        )
-    write_json(
-        experiment.folder / SUMMARY,
-        {
-            "data": data.name,
-            "test": test,
-            "train": on_train.bound_terms(),
-            **trained._asdict(),
-        },
-    )
-    return {f"{which} (epoch {epochs[which]})": bounds for which, bounds in test.items()}
-
-
-def report(experiment: "Experiment", rows: list[dict[str, object]], folder: Path) -> None:
-    """The test bounds, a row a model, and where everything is."""
-    import pandas as pd
-
-    from vae import comparison, tables
-    from vae.printing import say
-
-    title = comparison.title(experiment.data, experiment.settings.importance_samples)
-    if experiment.folder == folder:
-        where = [f"Run folder: {folder}", f"To look at it: tensorboard --logdir {folder.parent}"]
-    else:
-        where = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
-        where += [f"To look at them: tensorboard --logdir {folder}"]
-    say("\n".join(["", tables.render({title: pd.DataFrame(rows)}, "table"), "", *where]))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -239,18 +55,18 @@ def attempt(config: DictConfig, folder: Path, sweeping: bool) -> float | None:
     from vae import machine
 
     machine.prepare()
-    from vae import door, run_state
+    from vae import door, run_state, session
     from vae.printing import Unread
     from vae.trainee import Diverged
     from vae.validation import UserError
 
     threading.excepthook = _complain_of_thread
     logging.raiseExceptions = False  # where nobody reads the log any more, the run goes on
+    overrides = list(HydraConfig.get().overrides.task)
     try:
         if config.resume is not None:
-            config = door.resumed(folder, config, list(HydraConfig.get().overrides.task))
-        with run_state.locked(folder):
-            run(config, folder)
+            config = door.resumed(folder, config, overrides)
+        session.run(config, folder, CONFIGS, overrides)
     except door.Finished as finished:
         print(finished)
     except Unread as error:  # all is in the folder

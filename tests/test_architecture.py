@@ -21,11 +21,11 @@ LAYERS = [
     {"configuration", "run_folder", "figures"},
     {"door"},
     {"runs", "tables"},
-    {"run_gradients"},
+    {"run_gradients", "session"},
     {"report"},
     {"__init__"},
 ]
-DOOR = {"configuration", "door", "instantiate", "run_folder", "run_gradients"}
+DOOR = {"configuration", "door", "instantiate", "run_folder", "run_gradients", "session"}
 """Where configuration stops."""
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted((ROOT / "vae").rglob("*.py"))

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 import vae
+from vae import door, session
 from vae.machine import bf16_slowdown
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +165,26 @@ def test_load_gives_a_model_to_python(run):
     pictures = model.sample(5)
     assert pictures.shape == (5, 784)
     assert 0 <= pictures.min() and pictures.max() <= 1
+
+
+def content(run: Path) -> set[str]:
+    """Names of train.py's files, but for the hour that TensorBoard's have in them."""
+    return {file.name.partition(".tfevents")[0] for file in run.iterdir()} - {"evaluation.json"}
+
+
+def test_python_can_train_as_the_command_does(run, tmp_path, capsys):
+    torch.set_default_dtype(torch.float32)
+    own = tmp_path / "from" / "python"
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", SMALL)
+    session.run(config, own, ROOT / "configs", overrides=SMALL)
+    assert f"Run folder: {own}" in capsys.readouterr().out
+    assert content(own) == content(run)
+    assert (own / "config.yaml").read_text() == (run / "config.yaml").read_text()
+    for which, theirs in summary(run)["test"].items():  # not to the bit: the threads may differ
+        assert summary(own)["test"][which]["elbo"] == pytest.approx(theirs["elbo"], rel=1e-4)
+    with pytest.raises(door.Finished):
+        session.run(config, own, ROOT / "configs")
 
 
 def test_a_failing_job_leaves_the_rest_of_the_sweep_alone(tmp_path):
@@ -342,7 +364,7 @@ def test_a_precision_that_slows_down_is_said_so(
     precision, slowdown, tmp_path, monkeypatch, capsys
 ):
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr("vae.machine.bf16_slowdown", lambda: slowdown)
+    monkeypatch.setattr("vae.session.bf16_slowdown", lambda: slowdown)
     short = ["training.steps=2", f"training.precision={precision}", "device=cpu"]
     assert status_of([*SMALL, *short], tmp_path, monkeypatch) == 0
     advice = "training.precision=bf16 is slower here: this processor takes 8.3 times as long"
