@@ -15,8 +15,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import vae
-from vae import door, session
-from vae.machine import bf16_slowdown
+from vae.config import build as door
+from vae import experiment as session
+from vae.utils.runtime import bf16_slowdown
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

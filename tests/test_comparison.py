@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
-from vae import comparison, tables
-from vae.comparison import ELBO, Group, Run, View, differing, group, interval, title
-from vae.data import DataSet, Split
-from vae.tables import readable, render
-from vae.validation import UserError
+from vae.comparison import groups as comparison
+from vae.comparison import tables
+from vae.comparison.groups import ELBO, Group, Run, View, differing, group, interval, title
+from vae.data.source import DataSet, Split
+from vae.comparison.tables import readable, render
+from vae.utils.errors import UserError
 
 
 def run(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vae import door
-from vae.data import DataSet, Mnist5k, Source, Split
-from vae.instantiate import build
-from vae.run_folder import read_config
-from vae.validation import UserError
+from vae.config import build as door
+from vae.data.source import DataSet, Mnist5k, Source, Split
+from vae.config.instantiate import build
+from vae.config.load import read_config
+from vae.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -24,17 +24,9 @@ import torch
 from pydantic import ValidationError
 
 import vae.data
-from vae.data import (
-    DataSet,
-    Mnist5k,
-    Split,
-    Torchvision,
-    fixed_draw,
-    to_float,
-    training_batches,
-)
-from vae.download import read_idx
-from vae.validation import UserError
+from vae.data.source import DataSet, Mnist5k, Split, Torchvision, fixed_draw, to_float, training_batches
+from vae.data.download import read_idx
+from vae.utils.errors import UserError
 
 CPU = torch.device("cpu")
 BINARIZE = ["none", "threshold", "dynamic", "static"]

@@ -7,12 +7,14 @@ from omegaconf.errors import InterpolationResolutionError
 from test_configs import CONFIGS, _no_data, composed, prepared  # noqa: F401
 from torch import nn
 
-from vae import configuration, published, run_folder
+from vae.config import describe as configuration
+from vae.config import resolvers as published
+from vae.config import load as run_folder
 from vae.estimators import GumbelRao, MinimumVariance, ReinMax, StraightThrough
-from vae.instantiate import build
+from vae.config.instantiate import build
 from vae.objective import VIMCO, ConcreteELBO
 from vae.optimizers import SGD, Adam, AdamW, RAdam
-from vae.validation import UserError
+from vae.utils.errors import UserError
 
 # By hand from the table of settings in the paper's replication: optimizer, rate, temperature.
 REINMAX = {

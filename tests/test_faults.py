@@ -22,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import vae
-from vae import checkpoint, run_state
-from vae.files import write_json
-from vae.validation import UserError
+from vae.training import checkpoint
+from vae.runs import status as run_state
+from vae.utils.files import write_json
+from vae.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

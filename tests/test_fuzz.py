@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae import door
-from vae.configuration import flat
-from vae.data import DataSet, Source, Split
-from vae.errors import is_of_groups, one_line
-from vae.validation import UserError
+from vae.config import build as door
+from vae.config.describe import flat
+from vae.data.source import DataSet, Source, Split
+from vae.cli.messages import is_of_groups, one_line
+from vae.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = ["latents=2", "categories=3", "training.batch_size=8", "model=linear"]

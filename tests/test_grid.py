@@ -2,7 +2,7 @@
 
 import pytest
 
-from vae import grid
+from vae.config import replicas as grid
 
 
 def config(**given) -> dict:

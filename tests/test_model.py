@@ -1,4 +1,4 @@
-"""The model, against torch.distributions and enumeration."""
+"""The model's densities, compared with torch.distributions and with enumeration."""
 
 import math
 
@@ -26,7 +26,7 @@ every_network = pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWO
 every_prior = pytest.mark.parametrize("prior", ["uniform", "learned"])
 
 
-def vae(networks=NETWORKS["mlp"], prior="uniform", image_shape=SHAPE) -> CategoricalVAE:
+def build_model(networks=NETWORKS["mlp"], prior="uniform", image_shape=SHAPE) -> CategoricalVAE:
     model = CategoricalVAE(networks, latents=N, categories=K, prior=prior, image_shape=image_shape)
     if prior == "learned":
         nn.init.normal_(model.prior_logits)
@@ -37,7 +37,7 @@ def random_codes(*leading: int) -> torch.Tensor:
     return categorical.one_hot_argmax(torch.randn(*leading, N, K))
 
 
-def images(count: int = B) -> torch.Tensor:
+def random_images(count: int = B) -> torch.Tensor:
     return (torch.rand(count, D) < 0.5).double()
 
 
@@ -45,40 +45,40 @@ def images(count: int = B) -> torch.Tensor:
 
 
 @every_network
-def test_encode(networks):
-    assert vae(networks).encode(images()).shape == (B, N, K)
+def test_encode_returns_logits_of_all_latents(networks):
+    assert build_model(networks).encode(random_images()).shape == (B, N, K)
 
 
 @every_network
 @pytest.mark.parametrize("leading", [(), (B,), (S, B), (2, S, B)])
 def test_decode_keeps_the_leading_axes(networks, leading):
-    model, z = vae(networks), random_codes(*leading)
+    model, z = build_model(networks), random_codes(*leading)
     assert model.decode(z).shape == (*leading, D)
-    each = torch.stack([model.decode(code) for code in z.reshape(-1, N, K)])
-    assert_close(model.decode(z), each.reshape(*leading, D), rtol=0, atol=1e-12)
+    one_by_one = torch.stack([model.decode(code) for code in z.reshape(-1, N, K)])
+    assert_close(model.decode(z), one_by_one.reshape(*leading, D), rtol=0, atol=1e-12)
 
 
 @every_network
 @every_prior
-def test_densities(networks, prior):
-    model, x, z = vae(networks, prior), images(), random_codes(S, B)
+def test_densities_have_one_entry_per_sample_and_image(networks, prior):
+    model, x, z = build_model(networks, prior), random_images(), random_codes(S, B)
     assert model.log_likelihood(x, z).shape == (S, B)
     assert model.log_prior(z).shape == (S, B)
     assert model.joint_log_prob(x, z).shape == (S, B)
     assert model.kl(model.encode(x)).shape == (B,)
 
 
-def test_images_are_28_by_28_unless_said_otherwise():
+def test_images_are_28_by_28_by_default():
     model = CategoricalVAE(Linear(), latents=2, categories=3)
     assert model.encode(torch.rand(1, 784)).shape == (1, 2, 3)
 
 
-# No cross-talk
+# Independence of images and of samples
 
 
 @every_network
-def test_an_objective_depends_on_its_own_code_alone(networks):
-    model, x, z = vae(networks), images(), random_codes(S, B)
+def test_log_likelihood_of_an_image_depends_on_the_code_of_that_image_alone(networks):
+    model, x, z = build_model(networks), random_images(), random_codes(S, B)
     before = model.log_likelihood(x, z)
     for s, b in [(0, 0), (2, 3), (S - 1, B - 1)]:
         changed = z.clone()
@@ -90,8 +90,8 @@ def test_an_objective_depends_on_its_own_code_alone(networks):
 
 
 @every_network
-def test_logits_depend_on_their_own_image_alone(networks):
-    model, x = vae(networks), images()
+def test_logits_of_an_image_depend_on_that_image_alone(networks):
+    model, x = build_model(networks), random_images()
     changed = x.clone()
     changed[2] = 1 - x[2]
     difference = (model.encode(changed) - model.encode(x)).abs().amax((1, 2))
@@ -105,8 +105,8 @@ def test_logits_depend_on_their_own_image_alone(networks):
 
 @every_network
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_log_likelihood_is_that_of_torchs_bernoulli(networks, scale):
-    model, x, z = vae(networks), images(), random_codes(S, B)
+def test_log_likelihood_is_that_of_torch_bernoulli(networks, scale):
+    model, x, z = build_model(networks), random_images(), random_codes(S, B)
     with torch.no_grad():
         for p in model.decoder.parameters():
             p *= scale
@@ -114,17 +114,17 @@ def test_log_likelihood_is_that_of_torchs_bernoulli(networks, scale):
         assert_close(model.log_likelihood(x, z), expected, rtol=1e-12, atol=1e-10)
 
 
-def test_grey_pixels_have_their_cross_entropy():
-    model, x, z = vae(), torch.rand(B, D), random_codes(S, B)
+def test_log_likelihood_of_grey_pixels_is_the_negative_cross_entropy():
+    model, x, z = build_model(), torch.rand(B, D), random_codes(S, B)
     logits = model.decode(z)
-    entropy = nn.functional.binary_cross_entropy_with_logits(
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(
         logits, x.expand_as(logits), reduction="none"
     )
-    assert_close(model.log_likelihood(x, z), -entropy.sum(-1), rtol=0, atol=1e-10)
+    assert_close(model.log_likelihood(x, z), -cross_entropy.sum(-1), rtol=0, atol=1e-10)
 
 
-def test_the_likelihood_sums_to_one_over_all_images():
-    model = vae(Linear(), image_shape=(2, 4))
+def test_likelihood_sums_to_one_over_all_binary_images():
+    model = build_model(Linear(), image_shape=(2, 4))
     every_image = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
     total = model.log_likelihood(every_image, random_codes(S, 1)).logsumexp(1)
     assert_close(total, torch.zeros(S), rtol=0, atol=1e-12)
@@ -133,14 +133,15 @@ def test_the_likelihood_sums_to_one_over_all_images():
 @every_network
 @every_prior
 @pytest.mark.parametrize("density", ["log_likelihood", "joint_log_prob"])
-def test_a_batch_axis_of_one_is_the_expanded_one(networks, prior, density):
-    model, x, z = vae(networks, prior), torch.rand(B, D), random_codes(S, 1)
-    f = getattr(model, density)
-    assert_close(f(x, z), f(x, z.expand(S, B, N, K)), rtol=0, atol=1e-10)
+def test_density_with_a_batch_axis_of_one_is_that_of_expanded_codes(networks, prior, density):
+    model, x, z = build_model(networks, prior), torch.rand(B, D), random_codes(S, 1)
+    log_density = getattr(model, density)
+    expected = log_density(x, z.expand(S, B, N, K))
+    assert_close(log_density(x, z), expected, rtol=0, atol=1e-10)
 
 
-def test_a_batch_axis_of_one_has_the_expanded_gradient():
-    model, x, z = vae(), torch.rand(B, D), random_codes(S, 1)
+def test_gradient_with_a_batch_axis_of_one_is_that_of_expanded_codes():
+    model, x, z = build_model(), torch.rand(B, D), random_codes(S, 1)
     weights = torch.randn(S, B)
 
     def gradients(z):
@@ -151,15 +152,15 @@ def test_a_batch_axis_of_one_has_the_expanded_gradient():
 
 
 @pytest.mark.parametrize("samples", [1, S])
-def test_one_image(samples):
-    model, x, z = vae(), images(1), random_codes(samples, 1)
+def test_log_likelihood_of_a_single_image_is_that_of_torch_bernoulli(samples):
+    model, x, z = build_model(), random_images(1), random_codes(samples, 1)
     expected = Bernoulli(logits=model.decode(z)).log_prob(x).sum(-1)
     assert_close(model.log_likelihood(x, z), expected, rtol=0, atol=1e-10)
 
 
 @every_prior
-def test_joint_log_prob_is_likelihood_and_prior(prior):
-    model, x, z = vae(prior=prior), images(), random_codes(S, B)
+def test_joint_log_prob_is_log_likelihood_plus_log_prior(prior):
+    model, x, z = build_model(prior=prior), random_images(), random_codes(S, B)
     expected = model.log_likelihood(x, z) + categorical.log_prob(
         model.prior_logits.expand(B, N, K), z
     )
@@ -167,48 +168,50 @@ def test_joint_log_prob_is_likelihood_and_prior(prior):
 
 
 @every_prior
-def test_the_prior_sums_to_one_over_all_codes(prior):
-    total = vae(prior=prior).log_prior(categorical.codes(N, K)).logsumexp(0)
+def test_prior_sums_to_one_over_all_codes(prior):
+    total = build_model(prior=prior).log_prior(categorical.codes(N, K)).logsumexp(0)
     assert_close(total, torch.tensor(0.0), rtol=0, atol=1e-12)
 
 
-def test_the_uniform_prior_is_uniform():
-    assert_close(vae().log_prior(random_codes(S, B)), torch.full((S, B), -N * math.log(K)))
+def test_uniform_prior_is_uniform():
+    log_prior = build_model().log_prior(random_codes(S, B))
+    assert_close(log_prior, torch.full((S, B), -N * math.log(K)))
 
 
-def test_a_learned_prior_begins_uniform():
+def test_learned_prior_begins_uniform():
     model = CategoricalVAE(Linear(), latents=N, categories=K, prior="learned", image_shape=SHAPE)
     assert torch.equal(model.prior_logits, torch.zeros(N, K))
 
 
 @every_prior
-def test_kl_is_the_mean_log_ratio_under_q(prior):
-    model, logits = vae(prior=prior), 3 * torch.randn(B, N, K)
+def test_kl_is_the_enumerated_mean_of_the_log_ratio_under_q(prior):
+    model, logits = build_model(prior=prior), 3 * torch.randn(B, N, K)
     z = categorical.codes(N, K)[:, None]
     log_q = categorical.log_prob(logits, z)
     expected = (log_q.exp() * (log_q - model.log_prior(z))).sum(0)
     assert_close(model.kl(logits), expected, rtol=0, atol=1e-12)
 
 
-# The prior's parameters
+# Parameters of the prior
 
 
-def test_a_learned_prior_has_a_gradient():
-    model = vae(prior="learned")
+def test_learned_prior_is_a_parameter_with_a_gradient():
+    model = build_model(prior="learned")
     assert "prior_logits" in dict(model.named_parameters())
     assert "prior_logits" in model.state_dict()
-    model.joint_log_prob(images(), random_codes(S, B)).sum().backward()
+    model.joint_log_prob(random_images(), random_codes(S, B)).sum().backward()
     assert model.prior_logits.grad.abs().max() > 0
     model.zero_grad()
     model.kl(torch.randn(B, N, K)).sum().backward()
     assert model.prior_logits.grad.abs().max() > 0
 
 
-def test_a_uniform_prior_is_no_parameter():
-    model = vae()
+def test_uniform_prior_is_a_buffer_that_is_not_saved():
+    model = build_model()
     assert "prior_logits" not in dict(model.named_parameters())
     assert "prior_logits" not in model.state_dict()
-    assert model.prior_logits is dict(model.named_buffers())["prior_logits"]  # moves with it
+    buffers = dict(model.named_buffers())  # they move to a device with the model
+    assert model.prior_logits is buffers["prior_logits"]
 
 
 # Precision
@@ -216,15 +219,15 @@ def test_a_uniform_prior_is_no_parameter():
 
 @every_network
 @every_prior
-def test_in_bfloat16_everything_after_the_networks_is_float32(networks, prior):
-    model = vae(networks, prior).float()
-    x, z = images().float(), random_codes(S, B).float()
-    exact = model.encode(x), model.decode(z)
+def test_in_bfloat16_every_result_is_finite_and_float32(networks, prior):
+    model = build_model(networks, prior).float()
+    x, z = random_images().float(), random_codes(S, B).float()
+    in_float32 = model.encode(x), model.decode(z)
     model.precision = torch.bfloat16
     logits, pixels = model.encode(x), model.decode(z)
-    assert not torch.equal(logits, exact[0]) and not torch.equal(pixels, exact[1])
-    assert_close((logits, pixels), exact, rtol=0.05, atol=0.05)
-    numbers = [
+    assert not torch.equal(logits, in_float32[0]) and not torch.equal(pixels, in_float32[1])
+    assert_close((logits, pixels), in_float32, rtol=0.05, atol=0.05)
+    results = [
         logits,
         pixels,
         model.kl(logits),
@@ -233,26 +236,26 @@ def test_in_bfloat16_everything_after_the_networks_is_float32(networks, prior):
         model.joint_log_prob(x, z),
         model.sample(3),
     ]
-    assert {number.dtype for number in numbers} == {torch.float32}
-    assert all(number.isfinite().all() for number in numbers)
+    assert {result.dtype for result in results} == {torch.float32}
+    assert all(result.isfinite().all() for result in results)
 
 
-def test_in_bfloat16_saturated_networks_give_finite_numbers():
-    model = vae(Linear()).float()
+def test_in_bfloat16_saturated_networks_give_a_valid_kl_and_a_finite_likelihood():
+    model = build_model(Linear()).float()
     with torch.no_grad():
         for p in model.parameters():
             p *= 1000
     model.precision = torch.bfloat16
-    x, z = images().float(), random_codes(S, B).float()
+    x, z = random_images().float(), random_codes(S, B).float()
     kl = model.kl(model.encode(x))
     assert (kl >= 0).all() and (kl <= N * math.log(K) + 1e-5).all()
     assert model.log_likelihood(x, z).isfinite().all()
 
 
-def test_in_bfloat16_the_parameters_and_their_gradients_stay_float32():
-    model = vae().float()
+def test_in_bfloat16_gradients_are_float32():
+    model = build_model().float()
     model.precision = torch.bfloat16
-    model.log_likelihood(images().float(), random_codes(S, B).float()).sum().backward()
+    model.log_likelihood(random_images().float(), random_codes(S, B).float()).sum().backward()
     assert {p.grad.dtype for p in model.decoder.parameters()} == {torch.float32}
 
 
@@ -263,13 +266,13 @@ def test_in_bfloat16_the_parameters_and_their_gradients_stay_float32():
 @every_prior
 @pytest.mark.parametrize("count", [1, 7])
 def test_samples_are_pixel_probabilities(networks, prior, count):
-    pixels = vae(networks, prior).sample(count)
+    pixels = build_model(networks, prior).sample(count)
     assert pixels.shape == (count, D)
     assert ((pixels >= 0) & (pixels <= 1)).all()
 
 
-def test_samples_are_reproduced_by_a_generator_alone():
-    model, before = vae(), torch.get_rng_state()
+def test_samples_depend_on_their_generator_alone():
+    model, before = build_model(), torch.get_rng_state()
 
     def draw(seed):
         return model.sample(20, torch.Generator().manual_seed(seed))
@@ -280,21 +283,21 @@ def test_samples_are_reproduced_by_a_generator_alone():
 
 
 def test_samples_come_from_the_learned_prior():
-    model, code = vae(prior="learned"), random_codes(1)
+    model, code = build_model(prior="learned"), random_codes(1)
     with torch.no_grad():
         model.prior_logits.copy_(1000 * code[0])
     expected = model.decode(code).sigmoid().expand(30, D)
     assert_close(model.sample(30), expected, rtol=0, atol=1e-12)
 
 
-def test_samples_under_the_uniform_prior_have_its_mean():
-    model, draws = vae(Linear()), 20_000
+def test_mean_of_samples_is_the_enumerated_mean_under_the_uniform_prior():
+    model, draws = build_model(Linear()), 20_000
     means = model.decode(categorical.codes(N, K)).sigmoid()  # (K**N, D)
     error = model.sample(draws).mean(0) - means.mean(0)
     assert (error.abs() < 5 * means.std(0, correction=0) / math.sqrt(draws)).all()
 
 
-# Refused
+# Checks
 
 
 @pytest.mark.parametrize(
@@ -309,11 +312,11 @@ def test_samples_under_the_uniform_prior_have_its_mean():
         ("hidden", 3),
     ],
 )
-def test_a_wrong_argument_is_refused(name, wrong):
+def test_invalid_argument_is_refused(name, wrong):
     with pytest.raises(ValidationError):
         CategoricalVAE(**{"networks": Linear(), "latents": 2, "categories": 3} | {name: wrong})
 
 
-def test_a_network_that_does_not_fit_the_image_is_refused():
+def test_network_that_does_not_fit_the_image_is_refused():
     with pytest.raises(ValueError, match="multiples of 4"):
-        vae(NETWORKS["conv"], image_shape=(6, 8))
+        build_model(NETWORKS["conv"], image_shape=(6, 8))

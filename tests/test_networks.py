@@ -1,4 +1,4 @@
-"""Encoders and decoders."""
+"""Encoders and decoders: shapes, rows that do not affect each other, activations, checks."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from vae.networks import MLP, Conv, Linear, mlp
 
-SHAPE = (8, 12)  # not square, so that height and width cannot be exchanged unseen
+SHAPE = (8, 12)  # not square, so that exchanging height and width would be noticed
 PIXELS, CODE = 96, 15
 
 ACTIVATIONS = {
@@ -32,21 +32,22 @@ every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 
-def weights(module: nn.Module) -> list[tuple[int, ...]]:
+def weight_shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    """Return the shapes of all weight_shapes, without biases."""
     return [tuple(p.shape) for p in module.parameters() if p.dim() > 1]
 
 
 @every_family
 @pytest.mark.parametrize("rows", [1, 7])
-def test_shapes(family, rows):
+def test_encoder_maps_images_to_codes_and_decoder_codes_to_images(family, rows):
     assert family.encoder(SHAPE, CODE)(torch.rand(rows, PIXELS)).shape == (rows, CODE)
     assert family.decoder(SHAPE, CODE)(torch.rand(rows, CODE)).shape == (rows, PIXELS)
 
 
 @every_family
 @pytest.mark.parametrize("part, size", [("encoder", PIXELS), ("decoder", CODE)])
-def test_a_row_depends_on_its_own_row_alone(family, part, size):
-    network = getattr(family, part)(SHAPE, CODE)  # as it is made, so in training mode
+def test_each_row_of_the_output_depends_on_the_same_row_of_the_input_alone(family, part, size):
+    network = getattr(family, part)(SHAPE, CODE)  # in training mode
     x = torch.rand(6, size)
     changed = x.clone()
     changed[2] += torch.randn(size)
@@ -58,7 +59,7 @@ def test_a_row_depends_on_its_own_row_alone(family, part, size):
 
 @every_family
 @pytest.mark.parametrize("part, size", [("encoder", PIXELS), ("decoder", CODE)])
-def test_the_same_twice_and_in_evaluation_mode(family, part, size):
+def test_output_is_the_same_at_every_call_and_in_evaluation_mode(family, part, size):
     network, x = getattr(family, part)(SHAPE, CODE), torch.rand(6, size)
     first = network(x)
     assert torch.equal(network(x), first)
@@ -74,25 +75,25 @@ def test_every_parameter_has_a_gradient(family, part, size):
 
 
 @every_family
-def test_every_network_is_a_new_one(family):
+def test_every_network_that_is_built_has_weights_of_its_own(family):
     first, second = family.decoder(SHAPE, CODE), family.decoder(SHAPE, CODE)
     assert not torch.equal(next(first.parameters()), next(second.parameters()))
 
 
-def test_the_hidden_sizes_of_an_mlp():
+def test_mlp_has_the_given_hidden_sizes():
     family = MLP(encoder_sizes=[20, 10], decoder_sizes=[30], activation="relu")
-    assert weights(family.encoder(SHAPE, CODE)) == [(20, PIXELS), (10, 20), (CODE, 10)]
-    assert weights(family.decoder(SHAPE, CODE)) == [(30, CODE), (PIXELS, 30)]
+    assert weight_shapes(family.encoder(SHAPE, CODE)) == [(20, PIXELS), (10, 20), (CODE, 10)]
+    assert weight_shapes(family.decoder(SHAPE, CODE)) == [(30, CODE), (PIXELS, 30)]
 
 
 def test_linear_is_one_linear_map():
-    assert weights(Linear().encoder(SHAPE, CODE)) == [(CODE, PIXELS)]
-    assert weights(Linear().decoder(SHAPE, CODE)) == [(PIXELS, CODE)]
+    assert weight_shapes(Linear().encoder(SHAPE, CODE)) == [(CODE, PIXELS)]
+    assert weight_shapes(Linear().decoder(SHAPE, CODE)) == [(PIXELS, CODE)]
     assert isinstance(Linear().encoder(SHAPE, CODE), nn.Linear)
 
 
 @every_activation
-def test_an_mlp_is_linear_maps_with_the_activation_between_them(activation):
+def test_mlp_is_linear_maps_with_the_activation_between_them(activation):
     network, x = mlp([5, 4, 3, 2], activation), torch.randn(7, 5)
     y, layers = x, [layer for layer in network if isinstance(layer, nn.Linear)]
     for layer, following in pairwise([*layers, None]):
@@ -103,14 +104,15 @@ def test_an_mlp_is_linear_maps_with_the_activation_between_them(activation):
 
 
 @every_activation
-def test_a_conv_uses_its_activation(activation):
-    family, module = Conv(channels=2, hidden=4, activation=activation), mlp([1, 1, 1], activation)
+def test_conv_uses_its_activation_three_times(activation):
+    family = Conv(channels=2, hidden=4, activation=activation)
+    activation_type = type(mlp([1, 1, 1], activation)[1])
     for network in (family.encoder(SHAPE, CODE), family.decoder(SHAPE, CODE)):
-        assert sum(isinstance(layer, type(module[1])) for layer in network) == 3
+        assert sum(isinstance(layer, activation_type) for layer in network) == 3
 
 
-def test_a_conv_sees_pixels_row_by_row():
-    """A pixel reaches the 2 x 2 positions whose 4 x 4 window, of stride 2, it lies in."""
+def test_conv_takes_the_pixels_of_an_image_row_by_row():
+    """A pixel changes the 2 x 2 outputs whose 4 x 4 windows, of stride 2, contain the pixel."""
     first = Conv(channels=1, hidden=4, activation="relu").encoder(SHAPE, CODE)[:2]
     image = torch.zeros(1, *SHAPE)
     blank = first(image.reshape(1, -1))
@@ -121,7 +123,7 @@ def test_a_conv_sees_pixels_row_by_row():
 
 @pytest.mark.parametrize("shape", [(28, 30), (26, 28), (5, 4)])
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_a_conv_refuses_sides_that_are_no_multiples_of_four(shape, part):
+def test_conv_refuses_sides_that_are_not_multiples_of_four(shape, part):
     with pytest.raises(ValueError, match="multiples of 4"):
         getattr(Conv(channels=2, hidden=4, activation="relu"), part)(shape, CODE)
 
@@ -147,6 +149,6 @@ VALID = {
         (Linear, "dropout", 0.1),
     ],
 )
-def test_a_wrong_setting_is_refused(family, name, wrong):
+def test_invalid_setting_is_refused(family, name, wrong):
     with pytest.raises(ValidationError):
         family(**VALID[family] | {name: wrong})

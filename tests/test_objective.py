@@ -1,4 +1,4 @@
-"""What is minimised, against the same bounds summed by hand over all codes."""
+"""Training objectives, compared with bounds that are summed over all codes."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ EXACT = Exact(limit=K**N)
 every_prior = pytest.mark.parametrize("prior", ["uniform", "learned"])
 
 
-def vae(prior: str = "uniform") -> CategoricalVAE:
+def build_model(prior: str = "uniform") -> CategoricalVAE:
     networks = MLP(encoder_sizes=[8], decoder_sizes=[8], activation="tanh")
     model = CategoricalVAE(networks, latents=N, categories=K, prior=prior, image_shape=(4, 4))
     for parameter in model.parameters():
@@ -41,11 +41,11 @@ def vae(prior: str = "uniform") -> CategoricalVAE:
     return model
 
 
-def images() -> Tensor:
+def random_images() -> Tensor:
     return (torch.rand(B, D) < 0.5).double()
 
 
-class ByHand(NamedTuple):
+class Enumeration(NamedTuple):
     """Log-densities of every code and image, (K**N, B)."""
 
     likelihood: Tensor
@@ -62,7 +62,8 @@ class ByHand(NamedTuple):
         return (self.likelihood + self.prior).logsumexp(0)
 
 
-def enumerated(model: CategoricalVAE, x: Tensor) -> ByHand:
+def enumerate_codes(model: CategoricalVAE, x: Tensor) -> Enumeration:
+    """Compute all densities by a loop over the codes, without the functions under test."""
     q = model.encoder(x).reshape(-1, N, K).softmax(-1)
     p = model.prior_logits.softmax(-1)
     rows = []
@@ -72,37 +73,37 @@ def enumerated(model: CategoricalVAE, x: Tensor) -> ByHand:
         prior = sum(p[n, k].log() for n, k in enumerate(digits)).expand(len(x))
         posterior = sum(q[:, n, k].log() for n, k in enumerate(digits))
         rows.append(torch.stack([likelihood, prior, posterior]))
-    return ByHand(*torch.stack(rows, 1))
+    return Enumeration(*torch.stack(rows, 1))
 
 
 @every_prior
-def test_the_loss_is_the_enumerated_negative_elbo(prior):
-    model, x = vae(prior), images()
+def test_loss_with_exact_is_the_enumerated_negative_elbo(prior):
+    model, x = build_model(prior), random_images()
     loss = NegativeELBO(model, EXACT)(x, 0).loss
-    assert_close(loss, -enumerated(model, x).elbo, rtol=0, atol=1e-10)
+    assert_close(loss, -enumerate_codes(model, x).elbo, rtol=0, atol=1e-10)
 
 
 @every_prior
-def test_the_gradient_is_that_of_the_enumerated_elbo(prior):
-    model, x = vae(prior), images()
+def test_gradient_with_exact_is_that_of_the_enumerated_negative_elbo(prior):
+    model, x = build_model(prior), random_images()
     names, parameters = zip(*model.named_parameters(), strict=True)
     assert ("prior_logits" in names) == (prior == "learned")
-    found = torch.autograd.grad(NegativeELBO(model, EXACT)(x, 0).loss.sum(), parameters)
-    truth = torch.autograd.grad(-enumerated(model, x).elbo.sum(), parameters)
-    for name, gradient, expected in zip(names, found, truth, strict=True):
+    gradients = torch.autograd.grad(NegativeELBO(model, EXACT)(x, 0).loss.sum(), parameters)
+    truth = torch.autograd.grad(-enumerate_codes(model, x).elbo.sum(), parameters)
+    for name, gradient, expected in zip(names, gradients, truth, strict=True):
         assert expected.abs().max() > 1e-3, name
         assert_close(gradient, expected, rtol=0, atol=1e-10)
 
 
 @every_prior
-def test_the_negative_elbo_is_no_less_than_the_negative_log_likelihood(prior):
-    model, x = vae(prior), images()
-    loss, by_hand = NegativeELBO(model, EXACT)(x, 0).loss, enumerated(model, x)
-    assert (loss >= -by_hand.log_p).all()
-    # What lies between is KL(q(z | x) || p(z | x)).
-    true_posterior = by_hand.likelihood + by_hand.prior - by_hand.log_p
-    gap = (by_hand.posterior.exp() * (by_hand.posterior - true_posterior)).sum(0)
-    assert_close(loss + by_hand.log_p, gap, rtol=0, atol=1e-10)
+def test_negative_elbo_exceeds_the_negative_log_likelihood_by_the_posterior_kl(prior):
+    """The gap is KL(q(z | x) || p(z | x)), which is never negative."""
+    model, x = build_model(prior), random_images()
+    loss, truth = NegativeELBO(model, EXACT)(x, 0).loss, enumerate_codes(model, x)
+    assert (loss >= -truth.log_p).all()
+    true_posterior = truth.likelihood + truth.prior - truth.log_p
+    kl = (truth.posterior.exp() * (truth.posterior - true_posterior)).sum(0)
+    assert_close(loss + truth.log_p, kl, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -117,71 +118,71 @@ def test_the_negative_elbo_is_no_less_than_the_negative_log_likelihood(prior):
         (Linear(start=0.0, end=4.0, steps=100), 200, 4.0),
     ],
 )
-def test_the_loss_is_distortion_and_weighted_rate(beta, step, weight):
-    model, x = vae(), images()
+def test_loss_is_distortion_plus_weighted_rate(beta, step, weight):
+    model, x = build_model(), random_images()
     loss, distortion, rate = NegativeELBO(model, EXACT, beta=beta)(x, step)
-    by_hand = enumerated(model, x)
-    q = by_hand.posterior.exp()
-    assert_close(distortion, -(q * by_hand.likelihood).sum(0), rtol=0, atol=1e-10)
-    assert_close(rate, (q * (by_hand.posterior - by_hand.prior)).sum(0), rtol=0, atol=1e-10)
+    truth = enumerate_codes(model, x)
+    q = truth.posterior.exp()
+    assert_close(distortion, -(q * truth.likelihood).sum(0), rtol=0, atol=1e-10)
+    assert_close(rate, (q * (truth.posterior - truth.prior)).sum(0), rtol=0, atol=1e-10)
     assert_close(loss, distortion + weight * rate, rtol=0, atol=1e-10)
 
 
-def test_beta_is_one_unless_said_otherwise():
-    loss, distortion, rate = NegativeELBO(vae(), EXACT)(images(), 0)
+def test_beta_is_one_by_default():
+    loss, distortion, rate = NegativeELBO(build_model(), EXACT)(random_images(), 0)
     assert torch.equal(loss, distortion + rate)
 
 
 @pytest.mark.parametrize("beta", [-1.0, Linear(start=1.0, end=-0.5, steps=10), "1", float("nan")])
-def test_a_weight_that_is_no_weight_is_refused(beta):
+def test_invalid_beta_is_refused(beta):
     with pytest.raises(ValidationError):
-        NegativeELBO(vae(), EXACT, beta=beta)
+        NegativeELBO(build_model(), EXACT, beta=beta)
 
 
 @pytest.mark.parametrize(
     "estimator",
     [GumbelSoftmax(temperature=0.5), StraightThrough(temperature=1.0), StraightThroughArgmax()],
 )
-def test_the_rate_is_that_of_the_categorical_whatever_the_estimator(estimator):
-    model, x = vae("learned"), images()
-    rates = [NegativeELBO(model, each)(x, 0).rate for each in (estimator, EXACT)]
-    assert torch.equal(*rates)
+def test_rate_does_not_depend_on_the_estimator(estimator):
+    model, x = build_model("learned"), random_images()
+    rate, exact_rate = (NegativeELBO(model, chosen)(x, 0).rate for chosen in (estimator, EXACT))
+    assert torch.equal(rate, exact_rate)
 
 
-def test_the_estimator_is_told_the_step():
-    class Telling(Estimator):
+def test_estimator_receives_the_step():
+    class ReturnStep(Estimator):
         def forward(self, logits, f, step):
             return torch.full((B,), float(step))
 
-    distortion = NegativeELBO(vae(), Telling())(images(), 7).distortion
+    distortion = NegativeELBO(build_model(), ReturnStep())(random_images(), 7).distortion
     assert torch.equal(distortion, torch.full((B,), 7.0))
 
 
 # The importance-weighted bound
 
 
-def every_tuple(samples: int) -> Tensor:
-    """All (K**N)**S tuples of codes, (S, T, N, K): each column one draw of S samples."""
+def all_tuples(samples: int) -> Tensor:
+    """Return all T = (K**N)**S tuples of S codes, (S, T, N, K)."""
     chosen = torch.cartesian_prod(*[torch.arange(K**N)] * samples).reshape(-1, samples)
     return codes(N, K)[chosen.T]
 
 
 def tuple_probability(logits: Tensor, z: Tensor) -> Tensor:
-    """q of each tuple, given one image's logits: (1, N, K), (S, T, N, K) -> (T,)."""
+    """Return q of each tuple under the logits of one image: (1, N, K), (S, T, N, K) -> (T,)."""
     return log_prob(logits, z.flatten(0, 1).unsqueeze(1)).reshape(z.shape[:2]).sum(0).exp()
 
 
 def exact_bound(model: CategoricalVAE, x: Tensor, samples: int, beta: float = 1.0) -> Tensor:
-    """E[log 1/S sum w_i] by enumeration of all tuples of codes, for images (B, D): (B,)."""
-    by_hand = enumerated(model, x)
-    weight = by_hand.likelihood + beta * (by_hand.prior - by_hand.posterior)  # (K**N, B)
+    """Return E[log 1/S sum_i w_i] of each image, (B,), by enumeration of all tuples of codes."""
+    truth = enumerate_codes(model, x)
+    log_weight = truth.likelihood + beta * (truth.prior - truth.posterior)  # (K**N, B)
     chosen = torch.cartesian_prod(*[torch.arange(K**N)] * samples).reshape(-1, samples)
-    probability = by_hand.posterior[chosen].sum(1).exp()  # (T, B)
-    return (probability * (weight[chosen].logsumexp(1) - math.log(samples))).sum(0)
+    probability = truth.posterior[chosen].sum(1).exp()  # (T, B)
+    return (probability * (log_weight[chosen].logsumexp(1) - math.log(samples))).sum(0)
 
 
-class Given(Pathwise):
-    """Pathwise in name: gives the codes that it was given, without a gradient."""
+class FixedCodes(Pathwise):
+    """Return the same codes at every call, without a gradient."""
 
     def __init__(self, z: Tensor) -> None:
         super().__init__()
@@ -194,37 +195,37 @@ class Given(Pathwise):
 @every_prior
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("samples", [1, 2, 3])
-def test_the_importance_weighted_loss_is_the_bound_in_expectation(samples, beta, prior):
-    model, x = vae(prior), images()[:1]
-    z = every_tuple(samples)  # (S, T, N, K)
-    everywhere = x.expand(z.shape[1], D)
-    loss = ImportanceWeighted(model, Given(z), beta=beta)(everywhere, 0).loss  # (T,)
+def test_expectation_of_the_importance_weighted_loss_is_the_enumerated_bound(samples, beta, prior):
+    model, x = build_model(prior), random_images()[:1]
+    z = all_tuples(samples)  # (S, T, N, K)
+    copies = x.expand(z.shape[1], D)
+    loss = ImportanceWeighted(model, FixedCodes(z), beta=beta)(copies, 0).loss  # (T,)
     expectation = (tuple_probability(model.encode(x), z) * loss).sum()
     assert_close(expectation, -exact_bound(model, x, samples, beta).squeeze())
 
 
-def test_the_importance_weighted_bound_rises_with_the_samples_from_elbo_to_log_p():
-    model, x = vae(), images()
-    bounds = [enumerated(model, x).elbo] + [exact_bound(model, x, s) for s in (1, 2, 3)]
+def test_importance_weighted_bound_rises_with_the_samples_from_the_elbo_towards_log_p():
+    model, x = build_model(), random_images()
+    bounds = [enumerate_codes(model, x).elbo] + [exact_bound(model, x, s) for s in (1, 2, 3)]
     assert_close(bounds[0], bounds[1])
-    for lower, upper in itertools.pairwise([*bounds[1:], enumerated(model, x).log_p]):
+    for lower, upper in itertools.pairwise([*bounds[1:], enumerate_codes(model, x).log_p]):
         assert (lower < upper).all()
 
 
 @pytest.mark.parametrize("objective", ["vimco", "importance_weighted"])
-def test_the_sampled_bound_has_the_mean_of_the_exact_one(objective):
-    model, x, draws = vae(), images()[:1], 20_000
-    chosen = {
+def test_mean_of_sampled_losses_is_the_enumerated_bound(objective):
+    model, x, draws = build_model(), random_images()[:1], 20_000
+    objectives = {
         "vimco": VIMCO(model, samples=2),
         "importance_weighted": ImportanceWeighted(model, ReinMax(temperature=1.0, samples=2)),
     }
-    loss = chosen[objective](x.expand(draws, D), 0).loss.detach()
+    loss = objectives[objective](x.expand(draws, D), 0).loss.detach()
     error = loss.std() / draws**0.5
     assert abs(loss.mean() + exact_bound(model, x, 2)) < 5 * error
 
 
-class Table(nn.Module):
-    """An encoder that has the same logits for every image."""
+class ConstantEncoder(nn.Module):
+    """An encoder that returns the same logits for every image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,69 +238,69 @@ class Table(nn.Module):
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("samples", [2, 3])
 def test_vimco_has_no_bias(samples, beta, monkeypatch):
-    """Deterministic: its mean over every tuple of codes is the gradient of the exact bound."""
-    model, x = vae(), images()[:1]
-    model.encoder = Table()
+    """Its expected gradient over all tuples of codes is the gradient of the enumerated bound."""
+    model, x = build_model(), random_images()[:1]
+    model.encoder = ConstantEncoder()
     (truth,) = torch.autograd.grad(
         -exact_bound(model, x, samples, beta).sum(), model.encoder.logits
     )
-    z = every_tuple(samples)
+    z = all_tuples(samples)
     monkeypatch.setattr("vae.categorical.sample", lambda *_: z)
     loss = VIMCO(model, samples=samples, beta=beta)(x.expand(z.shape[1], D), 0).loss  # (T,)
     probability = tuple_probability(model.encode(x), z).detach()
-    (found,) = torch.autograd.grad((probability * loss).sum(), model.encoder.logits)
+    (gradient,) = torch.autograd.grad((probability * loss).sum(), model.encoder.logits)
     assert truth.abs().max() > 1e-2
-    assert_close(found, truth)
+    assert_close(gradient, truth)
 
 
-def test_vimco_trains_decoder_and_prior_on_the_bound():
-    """At the same codes, all that is no score function is the gradient of the loss itself."""
-    model, x = vae("learned"), images()
-    z = every_tuple(2)[:, :B]
+def test_vimco_has_the_gradient_of_the_bound_in_decoder_and_prior():
+    """These gradients contain no score function, so at equal codes they are those of the loss."""
+    model, x = build_model("learned"), random_images()
+    z = all_tuples(2)[:, :B]
     parameters = [*model.decoder.parameters(), model.prior_logits]
-    plain = ImportanceWeighted(model, Given(z))(x, 0).loss.sum()
+    plain = ImportanceWeighted(model, FixedCodes(z))(x, 0).loss.sum()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae.categorical.sample", lambda *_: z)
-        scored = VIMCO(model, samples=2)(x, 0).loss.sum()
-    assert_close(scored, plain)
-    for a, b in zip(*(torch.autograd.grad(y, parameters) for y in (scored, plain)), strict=True):
-        assert_close(a, b)
+        vimco = VIMCO(model, samples=2)(x, 0).loss.sum()
+    assert_close(vimco, plain)
+    gradients = (torch.autograd.grad(loss, parameters) for loss in (vimco, plain))
+    for vimco_gradient, plain_gradient in zip(*gradients, strict=True):
+        assert_close(vimco_gradient, plain_gradient)
 
 
-def test_vimco_survives_one_weight_that_is_everything():
-    model, x = vae(), images()
+def test_vimco_has_finite_gradients_if_one_weight_dominates():
+    model, x = build_model(), random_images()
     with torch.no_grad():
         model.decoder[-1].bias.mul_(1e4)
-    for parameter in torch.autograd.grad(
-        VIMCO(model, samples=4)(x, 0).loss.sum(), list(model.parameters())
-    ):
-        assert parameter.isfinite().all()
+    loss = VIMCO(model, samples=4)(x, 0).loss.sum()
+    for gradient in torch.autograd.grad(loss, list(model.parameters())):
+        assert gradient.isfinite().all()
 
 
-def test_the_terms_of_a_multi_sample_bound_are_for_the_eye():
-    model, x = vae(), images()
+def test_terms_of_a_multi_sample_bound_carry_no_gradient():
+    model, x = build_model(), random_images()
     loss, distortion, rate = ImportanceWeighted(model, ReinMax(temperature=1.0, samples=3))(x, 0)
     assert torch.equal(rate, model.kl(model.encode(x)))
     assert loss.requires_grad and not distortion.requires_grad and not rate.requires_grad
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2.0, "2"])
-def test_vimco_needs_two_samples(samples):
+def test_vimco_needs_at_least_two_samples(samples):
     with pytest.raises(ValidationError):
-        VIMCO(vae(), samples=samples)
+        VIMCO(build_model(), samples=samples)
 
 
 @pytest.mark.parametrize("estimator", [EXACT, None])
-def test_the_importance_weighted_bound_needs_a_pathwise_estimator(estimator):
+def test_importance_weighted_bound_needs_a_pathwise_estimator(estimator):
     with pytest.raises(ValidationError):
-        ImportanceWeighted(vae(), estimator)
+        ImportanceWeighted(build_model(), estimator)
 
 
 # The bound of the relaxed model
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0, torch.tensor(0.4)])
-def test_the_concrete_density_is_the_known_one(temperature):
+def test_concrete_density_is_that_of_torch(temperature):
     logits = torch.randn(B, N, K)
     reference = ExpRelaxedCategorical(torch.as_tensor(temperature), logits=logits)
     log_y = reference.sample((4,))
@@ -307,8 +308,8 @@ def test_the_concrete_density_is_the_known_one(temperature):
     assert_close(exp_concrete_log_prob(logits, temperature, log_y), expected)
 
 
-def test_the_concrete_density_integrates_to_one():
-    """K = 2, by quadrature over log y_0 - log y_1; a simplex of two has this one coordinate."""
+def test_concrete_density_integrates_to_one():
+    """With K = 2 the simplex has one coordinate, log y_0 - log y_1, for the quadrature."""
     difference = torch.linspace(-200, 200, 400_001)
     log_y = torch.stack([difference, torch.zeros_like(difference)], -1).log_softmax(-1)
     density = exp_concrete_log_prob(torch.tensor([[0.7, -1.1]]), 0.4, log_y.unsqueeze(1)).exp()
@@ -316,8 +317,8 @@ def test_the_concrete_density_integrates_to_one():
     assert_close(torch.trapezoid(density, difference), torch.tensor(1.0), rtol=0, atol=1e-6)
 
 
-def test_the_concrete_loss_is_minus_log_p_over_q_at_the_sample():
-    model, x = vae("learned"), images()
+def test_concrete_rate_is_the_log_ratio_of_the_densities_at_the_sample():
+    model, x = build_model("learned"), random_images()
     estimator = GumbelSoftmax(temperature=0.6, samples=3)
     objective = ConcreteELBO(model, estimator, prior_temperature=0.3, beta=0.5)
     torch.manual_seed(1)
@@ -332,20 +333,20 @@ def test_the_concrete_loss_is_minus_log_p_over_q_at_the_sample():
     assert_close(loss, distortion + 0.5 * rate)
 
 
-def test_the_concrete_rate_is_finite_where_the_sample_underflows():
+def test_concrete_loss_and_its_gradient_are_finite_if_the_sample_underflows():
     torch.set_default_dtype(torch.float32)
-    model, x = vae(), images().float()
+    model, x = build_model(), random_images().float()
     with torch.no_grad():
         model.encoder[-1].weight.mul_(300)
     objective = ConcreteELBO(model, GumbelSoftmax(temperature=0.1), prior_temperature=0.1)
     loss = objective(x, 0).loss
     assert loss.isfinite().all()
-    for slope in torch.autograd.grad(loss.sum(), list(model.parameters())):
-        assert slope.isfinite().all()
+    for gradient in torch.autograd.grad(loss.sum(), list(model.parameters())):
+        assert gradient.isfinite().all()
 
 
-def test_equal_densities_cost_nothing():
-    model, x = vae(), images()
+def test_concrete_rate_is_zero_if_posterior_and_prior_are_equal():
+    model, x = build_model(), random_images()
     with torch.no_grad():
         model.encoder[-1].weight.zero_()
         model.encoder[-1].bias.zero_()
@@ -353,13 +354,13 @@ def test_equal_densities_cost_nothing():
     assert_close(objective(x, 0).rate, torch.zeros(B))
 
 
-def test_only_the_relaxation_has_a_concrete_density():
+def test_concrete_objective_takes_only_gumbel_softmax():
     with pytest.raises(ValidationError, match="GumbelSoftmax"):
-        ConcreteELBO(vae(), StraightThrough(temperature=1.0), prior_temperature=0.5)
+        ConcreteELBO(build_model(), StraightThrough(temperature=1.0), prior_temperature=0.5)
 
 
-def test_an_objective_names_every_schedule():
+def test_schedules_of_an_objective_include_those_of_its_estimator():
     ramp = Linear(start=1.0, end=0.5, steps=10)
-    objective = ConcreteELBO(vae(), GumbelSoftmax(temperature=ramp), prior_temperature=0.5)
+    objective = ConcreteELBO(build_model(), GumbelSoftmax(temperature=ramp), prior_temperature=0.5)
     assert set(objective.schedules()) == {"beta", "temperature", "prior_temperature"}
     assert objective.schedules()["temperature"] is ramp

@@ -18,11 +18,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 import vae
-from vae import comparison, configuration, figures, run_folder, run_gradients, runs
-from vae.comparison import Group, Run
-from vae.data import to_float
-from vae.probe import linear_probe
-from vae.validation import UserError
+from vae.comparison import groups as comparison
+from vae.config import describe as configuration
+from vae.comparison import figures
+from vae.config import load as run_folder
+from vae.comparison import gradients as run_gradients
+from vae.comparison import collect as runs
+from vae.comparison.groups import Group, Run
+from vae.data.source import to_float
+from vae.evaluation.probe import linear_probe
+from vae.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

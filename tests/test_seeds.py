@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 import vae
-from vae import checkpoint, run_state
+from vae.training import checkpoint
+from vae.runs import status as run_state
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

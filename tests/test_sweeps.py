@@ -19,7 +19,8 @@ import yaml
 from conftest import ROOT, TINY
 from hydra.core.config_store import ConfigStore
 
-from vae import door, run_state
+from vae.config import build as door
+from vae.runs import status as run_state
 
 SHORT = [*TINY, "training.steps=3"]
 TINY_LR = next(word for word in TINY if word.startswith("optimizer.lr="))

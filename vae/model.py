@@ -1,4 +1,4 @@
-"""p(x, z) = p(z) p(x | z) and q(z | x). Nothing about gradients, nothing about estimators."""
+"""The VAE: p(x, z) = p(z) p(x | z) and q(z | x). It knows nothing of gradient estimators."""
 
 from typing import Annotated, Literal
 
@@ -7,24 +7,30 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from . import categorical
-from .networks import Networks
-from .validation import Count, validated
+from vae import categorical
+from vae.networks import Networks
+from vae.utils.validation import Count, validated
 
 
 class CategoricalVAE(nn.Module):
     """A VAE whose latent layer is N independent K-way categoricals, with Bernoulli pixels.
 
     q(z | x) = prod_n Cat(z_n | encode(x)_n) and p(x | z) = prod_d Bernoulli(x_d | decode(z)_d).
-    The prior p(z) is uniform, or N categoricals with learned logits. All densities are in nats per
-    image: summed over pixels and latents. On pixels that are not 0 or 1 the Bernoulli term is a
-    cross-entropy and no likelihood.
+    All log-densities are in nats per image: summed over pixels and latents. If a pixel is neither
+    0 nor 1, the Bernoulli term is a cross-entropy and not a likelihood.
+
+    Args:
+        networks: Describes the encoder and the decoder.
+        latents: N.
+        categories: K.
+        prior: p(z) is uniform, or N categoricals with learned logits.
+        image_shape: Height and width; D = height * width.
     """
 
     prior_logits: Tensor  # (N, K)
 
     precision: torch.dtype | None = None
-    """Where set, the two networks run under autocast in it; all that follows stays float32."""
+    """The dtype of autocast in the two networks, or None for none; the rest stays in float32."""
 
     @validated
     def __init__(
@@ -33,7 +39,8 @@ class CategoricalVAE(nn.Module):
         latents: Count,
         categories: Annotated[int, Field(ge=2)],
         prior: Literal["uniform", "learned"] = "uniform",
-        image_shape: Annotated[tuple[Count, Count], Field(strict=False)] = (28, 28),  # or a list
+        # Not strict: a configuration has a list.
+        image_shape: Annotated[tuple[Count, Count], Field(strict=False)] = (28, 28),
     ) -> None:
         super().__init__()
         self.latents, self.categories, self.image_shape = latents, categories, image_shape
@@ -46,47 +53,52 @@ class CategoricalVAE(nn.Module):
             self.register_buffer("prior_logits", uniform, persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Logits of q(z | x): images (B, D) in [0, 1] -> (B, N, K)."""
+        """Return the logits of q(z | x): images (B, D) in [0, 1] -> (B, N, K)."""
         return self._run(self.encoder, x).unflatten(-1, (self.latents, self.categories))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pixel logits of p(x | z), whose sigmoid is the mean: codes (..., N, K) -> (..., D)."""
+        """Return the pixel logits of p(x | z): codes (..., N, K) -> (..., D).
+
+        The mean of p(x | z) is their sigmoid.
+        """
         flat = z.reshape(-1, self.latents * self.categories)
         return self._run(self.decoder, flat).reshape(*z.shape[:-2], -1)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z): images (B, D), codes (S, B, N, K) or (S, 1, N, K) -> (S, B).
+        """Return log p(x | z) = x . l - sum softplus(l) with l = decode(z), in nats per image.
 
-        log p(x | z) = x . l - sum softplus(l), with l = decode(z). A batch axis of size 1 in z
-        stands for the same codes for every image: each is decoded once, and scored against the
-        whole batch by one matrix product.
+        Args:
+            x: Images (B, D).
+            z: Codes (S, B, N, K), or (S, 1, N, K) if every image has the same codes. The second
+                form decodes each code once and scores all images by one matrix product.
+
+        Returns:
+            Log-likelihoods (S, B).
         """
-        logits = self.decode(z)  # (S, B or 1, D)
-        if z.shape[1] == 1:
-            score = logits.squeeze(1) @ x.T
-        else:
-            score = (x * logits).sum(-1)
-        return score - self.log_normaliser(logits)
+        pixel_logits = self.decode(z)  # (S, B or 1, D)
+        same_codes = z.shape[1] == 1
+        score = pixel_logits.squeeze(1) @ x.T if same_codes else (x * pixel_logits).sum(-1)
+        return score - self.log_normaliser(pixel_logits)
 
     def log_normaliser(self, pixel_logits: Tensor) -> Tensor:
-        """sum log(1 + exp l), which log p(x | z) has less than x . l: (..., D) -> (...)."""
-        return F.softplus(pixel_logits, threshold=40).sum(-1)  # 40: exact in float64 too
+        """Return sum log(1 + exp l), the normaliser of log p(x | z): (..., D) -> (...)."""
+        return F.softplus(pixel_logits, threshold=40).sum(-1)  # 40: exact also in float64
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z): codes (..., N, K) -> (...)."""
+        """Return log p(z): codes (..., N, K) -> (...)."""
         return (z * self.prior_logits.log_softmax(-1)).sum((-2, -1))
 
+    def joint_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x, z): images (B, D), codes (S, B, N, K) or (S, 1, N, K) -> (S, B)."""
+        return self.log_likelihood(x, z) + self.log_prior(z)
+
     def kl(self, logits: Tensor) -> Tensor:
-        """KL(q(z | x) || p(z)) in closed form: (B, N, K) -> (B,)."""
+        """Return KL(q(z | x) || p(z)) in closed form, in nats per image: (B, N, K) -> (B,)."""
         return categorical.kl_divergence(logits, self.prior_logits)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Pixel probabilities (count, D) of `count` codes drawn from the prior."""
+        """Draw codes from the prior and return their pixel probabilities, (count, D)."""
         return self.decode(categorical.sample(self.prior_logits, count, generator)).sigmoid()
-
-    def joint_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x, z): images (B, D), codes (S, B, N, K) or (S, 1, N, K) -> (S, B)."""
-        return self.log_likelihood(x, z) + self.log_prior(z)
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
         if self.precision is None:

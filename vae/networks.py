@@ -1,22 +1,25 @@
-"""Encoders and decoders: plain tensors in, plain tensors out.
+"""Encoders and decoders, from plain tensors to plain tensors.
 
-A family describes a pair and builds it: the encoder maps images (B, D) to (B, L), the decoder maps
-flat codes (M, L) to pixel logits (M, D), L = N * K. Nothing here mixes the rows of a batch (no
-BatchNorm): f(z)[s, b] must depend on z[s, b] alone, or score functions and enumeration are wrong.
+A family describes a pair of networks and builds it. The encoder maps images (B, D) to (B, L), and
+the decoder maps flat codes (M, L) to pixel logits (M, D), with L = N * K. No layer mixes the rows
+of a batch (no BatchNorm): f(z)[s, b] must depend on z[s, b] alone, or score functions and
+enumeration are wrong.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
 
-from .validation import Count, value
+from vae.utils.validation import Count, frozen
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "gelu", "silu"]
 
-_ACTIVATIONS = {
-    "relu": lambda: nn.ReLU(inplace=True),  # a layer does not need what it gave
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    # In place to save memory: no backward pass needs the input of the ReLU.
+    "relu": lambda: nn.ReLU(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
@@ -26,7 +29,7 @@ _ACTIVATIONS = {
 
 
 def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
-    """Linear layers of these sizes, the activation between them and none at the end."""
+    """Build linear layers of these sizes with the activation between them, but not at the end."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), _ACTIVATIONS[activation]()]
@@ -34,18 +37,23 @@ def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
 
 
 class Networks(ABC):
+    """A family of encoders and decoders.
+
+    `image_shape` is (height, width) with D = height * width, and `code_size` is L.
+    """
+
     @abstractmethod
     def encoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
-        """A module from (B, D) to (B, code_size), D = height * width."""
+        """Build a module from images (B, D) to logits (B, L)."""
 
     @abstractmethod
     def decoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
-        """A module from (M, code_size) to (M, D)."""
+        """Build a module from flat codes (M, L) to pixel logits (M, D)."""
 
 
-@value
+@frozen
 class MLP(Networks):
-    """Fully connected; `encoder` and `decoder` are the sizes of the hidden layers."""
+    """Fully connected networks with hidden layers of `encoder_sizes` and `decoder_sizes` units."""
 
     encoder_sizes: list[Count]
     decoder_sizes: list[Count]
@@ -60,9 +68,9 @@ class MLP(Networks):
         return mlp([code_size, *self.decoder_sizes, height * width], self.activation)
 
 
-@value
+@frozen
 class Linear(Networks):
-    """One linear map each way."""
+    """One linear map in each direction."""
 
     def encoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
         return nn.Linear(image_shape[0] * image_shape[1], code_size)
@@ -80,9 +88,13 @@ class _Reshape(nn.Module):
         return x.reshape(-1, *self.shape)
 
 
-@value
+@frozen
 class Conv(Networks):
-    """Two strided convolutions and one hidden layer, mirrored. Sides must be multiples of 4."""
+    """Two strided convolutions and one hidden layer of `hidden` units; the decoder mirrors them.
+
+    The first convolution has `channels` channels, the second twice as many. Height and width of
+    the images must be multiples of 4.
+    """
 
     channels: Count
     hidden: Count
@@ -90,30 +102,30 @@ class Conv(Networks):
 
     def encoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
         height, width = self._check(image_shape)
-        act = _ACTIVATIONS[self.activation]
+        activation = _ACTIVATIONS[self.activation]
         return nn.Sequential(
             _Reshape(1, height, width),
             nn.Conv2d(1, self.channels, 4, stride=2, padding=1),
-            act(),
+            activation(),
             nn.Conv2d(self.channels, 2 * self.channels, 4, stride=2, padding=1),
-            act(),
+            activation(),
             nn.Flatten(),
             nn.Linear(self.channels * height * width // 8, self.hidden),
-            act(),
+            activation(),
             nn.Linear(self.hidden, code_size),
         )
 
     def decoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
         height, width = self._check(image_shape)
-        act = _ACTIVATIONS[self.activation]
+        activation = _ACTIVATIONS[self.activation]
         return nn.Sequential(
             nn.Linear(code_size, self.hidden),
-            act(),
+            activation(),
             nn.Linear(self.hidden, self.channels * height * width // 8),
-            act(),
+            activation(),
             _Reshape(2 * self.channels, height // 4, width // 4),
             nn.ConvTranspose2d(2 * self.channels, self.channels, 4, stride=2, padding=1),
-            act(),
+            activation(),
             nn.ConvTranspose2d(self.channels, 1, 4, stride=2, padding=1),
             nn.Flatten(),
         )

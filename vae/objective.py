@@ -1,44 +1,62 @@
-"""What training minimises: where model and estimator meet, and the only place.
+"""The training objectives: the only place where model and estimator meet.
 
-One class an objective. What evaluation reports does not depend on them: it is always the discrete
-model's, at beta = 1.
+Each class is one objective. The numbers that evaluation reports do not depend on it: they are
+always those of the discrete model at beta = 1.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from . import categorical
-from .estimators import Estimator, GumbelSoftmax, Pathwise
-from .model import CategoricalVAE
-from .schedules import NonNegativeSchedule, PositiveSchedule, Schedule, Step, schedules_of
-from .validation import validated
+from vae import categorical
+from vae.estimators import Estimator, GumbelSoftmax, Pathwise
+from vae.model import CategoricalVAE
+from vae.schedules import (
+    Constant,
+    NonNegativeSchedule,
+    PositiveSchedule,
+    Schedule,
+    Step,
+    Value,
+    schedules_of,
+)
+from vae.utils.validation import validated
+
+_ONE = Constant(1.0)
 
 
 class Terms(NamedTuple):
-    """The training objective of each image, its distortion and its rate, in nats, (B,) each."""
+    """The parts of a training objective, in nats for each image: (B,) each."""
 
-    loss: Tensor
-    distortion: Tensor
-    rate: Tensor
+    loss: Tensor  # what is minimised
+    distortion: Tensor  # E_q[-log p(x | z)]
+    rate: Tensor  # KL(q(z | x) || p(z))
 
 
 class TrainingObjective(nn.Module, ABC):
-    """Takes images to what is minimised, and owns the model, and what else is trained with it."""
+    """Map images to the loss that training minimises.
 
-    model: CategoricalVAE
-    beta: Schedule
+    An objective owns the model and everything else that is trained with it.
+    """
+
+    takes_estimator: ClassVar[type[Estimator] | None]
+    """The class of estimators that the objective accepts; None if it takes no estimator."""
+
+    def __init__(self, model: CategoricalVAE, beta: Schedule) -> None:
+        super().__init__()
+        self.model = model
+        self.beta = beta
 
     @abstractmethod
     def forward(self, x: Tensor, step: Step) -> Terms:
-        """Images (B, D) in [0, 1], the global step."""
+        """Return the loss and its terms: images (B, D) in [0, 1], the global step -> Terms."""
 
     def schedules(self) -> dict[str, Schedule]:
-        """All that varies with the step, by name."""
+        """Return every schedule of the objective and its estimator, by name."""
         return {
             name: schedule
             for module in self.modules()
@@ -47,19 +65,30 @@ class TrainingObjective(nn.Module, ABC):
 
 
 class NegativeELBO(TrainingObjective):
-    """E_q[-log p(x | z)] + beta KL(q(z | x) || p(z)), differentiated as the estimator sees fit.
+    """Minimise E_q[-log p(x | z)] + beta KL(q(z | x) || p(z)), the negative ELBO.
 
-    The expectation is the estimator's business; the KL is in closed form, always that of
-    Cat(logits). With a relaxed or a deterministic estimator the value is a training objective and
-    no bound. Higgins et al. (2017) for beta; Kingma & Welling (2014), equation 3.
+    The estimator computes the expectation and its gradient. The KL of Cat(logits) is in closed
+    form. With a relaxed or a deterministic estimator the value is a training objective and not a
+    bound.
+
+    Args:
+        model: The VAE.
+        estimator: Any estimator.
+        beta: Weight of the KL, a number or a schedule.
+
+    References:
+        Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, equation 3; Higgins et al. (2017)
+        for beta.
     """
+
+    takes_estimator = Estimator
 
     @validated
     def __init__(
-        self, model: CategoricalVAE, estimator: Estimator, beta: NonNegativeSchedule = 1.0
+        self, model: CategoricalVAE, estimator: Estimator, beta: NonNegativeSchedule = _ONE
     ) -> None:
-        super().__init__()
-        self.model, self.estimator, self.beta = model, estimator, beta
+        super().__init__(model, beta)
+        self.estimator = estimator
 
     def forward(self, x: Tensor, step: Step) -> Terms:
         logits = self.model.encode(x)  # (B, N, K)
@@ -69,24 +98,33 @@ class NegativeELBO(TrainingObjective):
 
 
 class ImportanceWeighted(TrainingObjective):
-    """-log 1/S sum_i w_i, w_i = p(x, z_i) / q(z_i | x), at S samples that carry their gradient.
+    """Minimise -log 1/S sum_i w_i, w_i = p(x, z_i) / q(z_i | x), at S samples with a gradient.
 
-    The samples are a pathwise estimator's, and so is their gradient, with its bias. At one-hot
-    samples of q and beta = 1 the negated loss is the bound of Burda et al., between the ELBO
-    (S = 1, with a sampled KL) and log p(x); with a relaxed or a deterministic estimator it is
-    none. `beta` is the power of p(z) / q(z | x) in the weights. Distortion and rate are the
-    samples' mean and the closed form, for the eye: the loss is not their sum. S evaluations of
-    the decoder.
+    The samples come from a pathwise estimator, and so does the gradient, with its bias. With
+    one-hot samples of q and beta = 1 the negated loss is the bound of Burda et al., which lies
+    between the ELBO (S = 1, with a sampled KL) and log p(x). With a relaxed or a deterministic
+    estimator it is not a bound.
 
-    Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519, equation 8.
+    Distortion (the mean over the samples) and rate (in closed form) are for display: the loss is
+    not their sum. Costs S evaluations of the decoder.
+
+    Args:
+        model: The VAE.
+        estimator: A pathwise estimator, which draws S samples.
+        beta: Power of p(z) / q(z | x) in the weights, a number or a schedule.
+
+    References:
+        Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519, equation 8.
     """
+
+    takes_estimator = Pathwise
 
     @validated
     def __init__(
-        self, model: CategoricalVAE, estimator: Pathwise, beta: NonNegativeSchedule = 1.0
+        self, model: CategoricalVAE, estimator: Pathwise, beta: NonNegativeSchedule = _ONE
     ) -> None:
-        super().__init__()
-        self.model, self.estimator, self.beta = model, estimator, beta
+        super().__init__(model, beta)
+        self.estimator = estimator
 
     def forward(self, x: Tensor, step: Step) -> Terms:
         logits = self.model.encode(x)  # (B, N, K)
@@ -97,25 +135,35 @@ class ImportanceWeighted(TrainingObjective):
 
 
 class VIMCO(TrainingObjective):
-    """The importance-weighted bound at S samples of q, with an unbiased gradient of its own.
+    """Minimise the negative importance-weighted bound at S samples of q, without an estimator.
 
-    The bound is not the expectation of a function of one code, so no estimator can serve it. Each
-    sample's score is weighted with what the sample adds to the bound: its weight is replaced by
-    the geometric mean of the others for the baseline. S >= 2 evaluations of the decoder; no
-    temperature. `beta`, distortion and rate as in ImportanceWeighted.
+    The bound is not the expectation of a function of one code, so no estimator applies to it. The
+    gradient is a score function: the score of each sample is weighted by what the sample adds to
+    the bound, which is the bound less the bound with the sample's weight replaced by the geometric
+    mean of the other weights. The gradient is unbiased.
 
-    Mnih & Rezende (2016), https://arxiv.org/abs/1602.06725.
+    Distortion and rate are as in ImportanceWeighted. Costs S evaluations of the decoder.
+
+    Args:
+        model: The VAE.
+        samples: S, at least 2.
+        beta: Power of p(z) / q(z | x) in the weights, a number or a schedule.
+
+    References:
+        Mnih & Rezende (2016), https://arxiv.org/abs/1602.06725.
     """
+
+    takes_estimator = None
 
     @validated
     def __init__(
         self,
         model: CategoricalVAE,
         samples: Annotated[int, Field(ge=2)],
-        beta: NonNegativeSchedule = 1.0,
+        beta: NonNegativeSchedule = _ONE,
     ) -> None:
-        super().__init__()
-        self.model, self.samples, self.beta = model, samples, beta
+        super().__init__(model, beta)
+        self.samples = samples
 
     def forward(self, x: Tensor, step: Step) -> Terms:
         logits = self.model.encode(x)  # (B, N, K)
@@ -129,16 +177,28 @@ class VIMCO(TrainingObjective):
 
 
 class ConcreteELBO(TrainingObjective):
-    """The negative ELBO of the relaxed model: the KL, too, is of the Concrete densities.
+    """Minimise the negative ELBO of the relaxed model, with the KL of Concrete densities.
 
-    Codes are points y inside the simplex, q(y | x) a product of Concrete distributions with the
-    estimator's temperature and p(y) one with the prior's own; the rate log q(y | x) - log p(y) is
-    taken at the sample, on the logarithms of y (ExpConcrete), where nothing underflows, and may be
-    negative. At beta = 1 the negated loss bounds the log-likelihood of the relaxed model in
-    expectation, not that of the discrete one. Its gradient is unbiased.
+    The codes are points y inside the simplex. q(y | x) is a product of Concrete distributions at
+    the estimator's temperature, and p(y) one at the prior's temperature. The rate
+    log q(y | x) - log p(y) is computed at the sample and may be negative. It uses the density of
+    log y (ExpConcrete), in which nothing underflows.
 
-    Maddison, Mnih & Teh (2017), https://arxiv.org/abs/1611.00712.
+    At beta = 1 the negated loss is, in expectation, a lower bound on the log-likelihood of the
+    relaxed model, not of the discrete one. Its gradient is unbiased. Costs one evaluation of the
+    decoder per sample.
+
+    Args:
+        model: The VAE.
+        estimator: GumbelSoftmax.
+        prior_temperature: Temperature of p(y), a number or a schedule.
+        beta: Weight of the rate, a number or a schedule.
+
+    References:
+        Maddison, Mnih & Teh (2017), https://arxiv.org/abs/1611.00712.
     """
+
+    takes_estimator = GumbelSoftmax
 
     @validated
     def __init__(
@@ -146,10 +206,10 @@ class ConcreteELBO(TrainingObjective):
         model: CategoricalVAE,
         estimator: GumbelSoftmax,
         prior_temperature: PositiveSchedule,
-        beta: NonNegativeSchedule = 1.0,
+        beta: NonNegativeSchedule = _ONE,
     ) -> None:
-        super().__init__()
-        self.model, self.estimator, self.beta = model, estimator, beta
+        super().__init__(model, beta)
+        self.estimator = estimator
         self.prior_temperature = prior_temperature
 
     def forward(self, x: Tensor, step: Step) -> Terms:
@@ -165,20 +225,20 @@ class ConcreteELBO(TrainingObjective):
 
 
 class _LogWeights(NamedTuple):
-    """log p(x, z) - log q(z | x) and what it is made of, (S, B) each."""
+    """The log-weights of the samples and their parts, (S, B) each."""
 
-    total: Tensor
+    total: Tensor  # log p(x | z) + beta (log p(z) - log q(z | x))
     log_likelihood: Tensor
     log_q: Tensor
 
     @torch.no_grad()
     def mean_terms(self, model: CategoricalVAE, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Distortion, mean over the samples, and rate, in closed form: (B,) each."""
+        """Return the distortion, a mean over samples, and the rate, in closed form: (B,) each."""
         return -self.log_likelihood.mean(0), model.kl(logits)
 
 
 def _log_weights(
-    model: CategoricalVAE, x: Tensor, logits: Tensor, z: Tensor, beta: float | Tensor
+    model: CategoricalVAE, x: Tensor, logits: Tensor, z: Tensor, beta: Value
 ) -> _LogWeights:
     log_likelihood, log_q = model.log_likelihood(x, z), categorical.log_prob(logits, z)
     total = log_likelihood + beta * (model.log_prior(z) - log_q)
@@ -186,12 +246,21 @@ def _log_weights(
 
 
 def _bounds_without_each(log_weights: Tensor) -> Tensor:
-    """The bound with sample i's log-weight replaced by the mean of the others': (S, B) -> (S, B).
+    """Return, for each sample, the bound if its log-weight were the mean of the other log-weights.
 
-    As an (S, S, B) tensor: a difference of sums would cancel where one weight dominates.
+    The computation uses an (S, S, B) tensor. A difference of sums would need less memory, but it
+    would cancel if one weight dominates.
+
+    Args:
+        log_weights: (S, B).
+
+    Returns:
+        Bounds (S, B).
     """
     samples = len(log_weights)
     others = (log_weights.sum(0) - log_weights) / (samples - 1)  # (S, B)
-    own = torch.eye(samples, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
-    replaced = torch.where(own, others.unsqueeze(1), log_weights)  # (S, S, B), row i without i
+    diagonal = torch.eye(samples, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
+    replaced = torch.where(
+        diagonal, others.unsqueeze(1), log_weights
+    )  # (S, S, B): row i without i
     return replaced.logsumexp(1) - math.log(samples)

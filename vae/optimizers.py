@@ -1,4 +1,8 @@
-"""Optimizers as values: checked before any parameter exists, then built from parameters."""
+"""Optimizers: configurations that are checked before a model exists, and what they build.
+
+`Adam`, `AdamW`, `RAdam` and `SGD` are configurations; `build` makes an optimizer of parameters.
+`FusedAdam` and `FusedSGD` are the optimizers, which run torch's fused kernels.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,80 +15,107 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.radam import radam
 
-from .schedules import NonNegativeSchedule
-from .validation import Decay, NonNegative, Positive, value
+from vae.schedules import NonNegativeSchedule
+from vae.utils.validation import Decay, NonNegative, Positive, frozen
 
 
-class Stepper(Protocol):
-    """What training asks of an optimizer: torch's own are some."""
+class Optimizer(Protocol):
+    """What the training loop needs of an optimizer; those of torch.optim satisfy it, too."""
 
     param_groups: list[dict[str, Any]]
 
-    def step(self) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a checkpoint has to store."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
 
 
-@value
-class Optimizer(ABC):
-    """`lr` may be a schedule; the training loop sets it before every step."""
+@frozen
+class OptimizerConfig(ABC):
+    """Settings of an optimizer.
+
+    Args:
+        lr: Learning rate, a number or a schedule. The training loop sets it before every step.
+    """
 
     lr: NonNegativeSchedule
 
     @abstractmethod
-    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> Stepper:
-        """With `on_device` the learning rate is a tensor beside the parameters, to be written
-        into, so that a step on a CUDA device can be captured.
+    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> Optimizer:
+        """Build the optimizer of these parameters.
+
+        Args:
+            parameters: The parameters to train.
+            on_device: Keep the learning rate in a tensor on the device of the parameters, which
+                the training loop writes into. A captured CUDA graph needs that.
         """
 
-    def _rate(self, parameters: list[nn.Parameter], on_device: bool) -> float | Tensor:
+    def _initial_lr(self, parameters: list[nn.Parameter], on_device: bool) -> float | Tensor:
         lr = float(self.lr(0))
         if not on_device:
             return lr
-        return torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)  # fused: only so
+        # The fused kernels accept only a float32 tensor.
+        return torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
 
 
-@value
-class _Moments(Optimizer):
+@frozen
+class _AdamFamily(OptimizerConfig):
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)]
     eps: Positive
     weight_decay: NonNegative
 
     def _build(
-        self, kind: "Kind", parameters: Iterable[nn.Parameter], on_device: bool
+        self, variant: "Variant", parameters: Iterable[nn.Parameter], on_device: bool
     ) -> "FusedAdam":
         parameters = list(parameters)
-        rate = self._rate(parameters, on_device)
-        return FusedAdam(kind, parameters, rate, tuple(self.betas), self.eps, self.weight_decay)
+        lr = self._initial_lr(parameters, on_device)
+        beta1, beta2 = self.betas
+        return FusedAdam(variant, parameters, lr, (beta1, beta2), self.eps, self.weight_decay)
 
 
-@value
-class Adam(_Moments):
-    """Kingma & Ba (2015), https://arxiv.org/abs/1412.6980."""
+@frozen
+class Adam(_AdamFamily):
+    """Adam, with `weight_decay` as an L2 penalty.
+
+    References:
+        Kingma & Ba (2015), https://arxiv.org/abs/1412.6980.
+    """
 
     def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
         return self._build("adam", parameters, on_device)
 
 
-@value
-class AdamW(_Moments):
-    """Loshchilov & Hutter (2019), https://arxiv.org/abs/1711.05101."""
+@frozen
+class AdamW(_AdamFamily):
+    """Adam with decoupled weight decay.
+
+    References:
+        Loshchilov & Hutter (2019), https://arxiv.org/abs/1711.05101.
+    """
 
     def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
         return self._build("adamw", parameters, on_device)
 
 
-@value
-class RAdam(_Moments):
-    """Liu et al. (2020), https://arxiv.org/abs/1908.03265."""
+@frozen
+class RAdam(_AdamFamily):
+    """Rectified Adam, with `weight_decay` as an L2 penalty.
+
+    References:
+        Liu et al. (2020), https://arxiv.org/abs/1908.03265.
+    """
 
     def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
         return self._build("radam", parameters, on_device)
 
 
-@value
-class SGD(Optimizer):
-    """Stochastic gradient descent with the momentum of Polyak (1964); 0 for none."""
+@frozen
+class SGD(OptimizerConfig):
+    """Stochastic gradient descent with the momentum of Polyak (1964); `momentum` 0 for none."""
 
     momentum: Decay
     weight_decay: NonNegative
@@ -93,7 +124,7 @@ class SGD(Optimizer):
         parameters = list(parameters)
         return FusedSGD(
             parameters,
-            lr=self._rate(parameters, on_device),
+            lr=self._initial_lr(parameters, on_device),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             fused=True,
@@ -101,7 +132,10 @@ class SGD(Optimizer):
 
 
 class FusedSGD(torch.optim.SGD):
-    """With a rate that stays where it was built, whatever is loaded."""
+    """torch.optim.SGD, except that loading a state keeps the learning rate of this optimizer.
+
+    The rate may be a tensor that a captured CUDA graph reads, so it must not be replaced.
+    """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rates = [group["lr"] for group in self.param_groups]
@@ -110,19 +144,27 @@ class FusedSGD(torch.optim.SGD):
             group["lr"] = rate
 
 
-Kind = Literal["adam", "adamw", "radam"]
+Variant = Literal["adam", "adamw", "radam"]
 
 
 class FusedAdam:
-    """Adam and its kin by torch's fused kernel, with a state_dict like that of torch.optim.Adam.
+    """Adam, AdamW or RAdam by torch's fused kernel, with the state_dict of torch.optim.Adam.
 
-    torch.optim's classes are wrappers of these functions that import torch's compiler, for 1.2 s
-    and 150 MB, and take another 0.2 ms a step. And there is no fused RAdam: see `rectified`.
+    The classes of torch.optim wrap the same kernels. They import torch's compiler, for 1.2 s and
+    150 MB, and cost 0.2 ms more per step. And torch has no fused RAdam: see `rectified`.
+
+    Args:
+        variant: The member of the family.
+        parameters: The parameters to train.
+        lr: Learning rate, a number or a tensor on the device of the parameters.
+        betas: Decay of the first and of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Weight of the L2 penalty; for "adamw" of the decoupled decay.
     """
 
     def __init__(
         self,
-        kind: Kind,
+        variant: Variant,
         parameters: list[nn.Parameter],
         lr: float | Tensor,
         betas: tuple[float, float],
@@ -131,7 +173,7 @@ class FusedAdam:
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.param_groups: list[dict[str, Any]] = [{"params": parameters, **options}]
-        self._kind = kind
+        self._variant = variant
         self._state = [
             {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device),
@@ -143,26 +185,26 @@ class FusedAdam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Parameters without a gradient stay as they are."""
+        """Update the parameters that have a gradient."""
         (group,) = self.param_groups
         pairs = zip(group["params"], self._state, strict=True)
-        moved = [(p, state) for p, state in pairs if p.grad is not None]
-        steps = [state["step"] for _, state in moved]
+        updated = [(p, state) for p, state in pairs if p.grad is not None]
+        steps = [state["step"] for _, state in updated]
         lr, eps = group["lr"], group["eps"]
-        tensors = {
-            "params": [p for p, _ in moved],
-            "grads": [p.grad for p, _ in moved],
-            "exp_avgs": [state["exp_avg"] for _, state in moved],
-            "exp_avg_sqs": [state["exp_avg_sq"] for _, state in moved],
+        tensors: dict[str, Any] = {
+            "params": [p for p, _ in updated],
+            "grads": [p.grad for p, _ in updated],
+            "exp_avgs": [state["exp_avg"] for _, state in updated],
+            "exp_avg_sqs": [state["exp_avg_sq"] for _, state in updated],
             "state_steps": steps,
             "beta1": group["betas"][0],
             "beta2": group["betas"][1],
             "weight_decay": group["weight_decay"],
         }
-        captured = isinstance(lr, Tensor) and lr.is_cuda
-        if self._kind == "radam":
-            if steps[0].device.type != "cpu":  # where its number cannot be known without waiting
-                radam(**tensors, lr=lr, eps=eps, foreach=True, capturable=captured)
+        capturable = isinstance(lr, Tensor) and lr.is_cuda
+        if self._variant == "radam":
+            if steps[0].device.type != "cpu":  # reading the step would synchronise the device
+                radam(**tensors, lr=lr, eps=eps, foreach=True, capturable=capturable)
                 return
             lr, eps = rectified(lr, eps, group["betas"][1], 1 + int(steps[0]))
         adam(
@@ -173,47 +215,59 @@ class FusedAdam:
             amsgrad=False,
             maximize=False,
             fused=True,
-            capturable=captured,
-            decoupled_weight_decay=self._kind == "adamw",
+            capturable=capturable,
+            decoupled_weight_decay=self._variant == "adamw",
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return moments, step counts and options, in the format of torch.optim.Adam."""
         (group,) = self.param_groups
-        options = {name: held for name, held in group.items() if name != "params"}
+        options = {name: value for name, value in group.items() if name != "params"}
         return {
-            "state": {number: dict(state) for number, state in enumerate(self._state)},
+            "state": {index: dict(state) for index, state in enumerate(self._state)},
             "param_groups": [options | {"params": list(range(len(self._state)))}],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Moments and counts; rates are set before every step. Raises ValueError."""
-        theirs = [state["state"].get(number, {}) for number in range(len(state["state"]))]
-        if _shapes(theirs) != _shapes(self._state):
+        """Restore moments and step counts; the options of this optimizer stay as they are.
+
+        Raises:
+            ValueError: If the state belongs to other parameters.
+        """
+        saved = [state["state"].get(index, {}) for index in range(len(state["state"]))]
+        if _shapes(saved) != _shapes(self._state):
             raise ValueError("the state is that of an optimizer of other parameters")
-        for own, their in zip(self._state, theirs, strict=True):
-            for name, held in own.items():
-                held.copy_(their[name])
+        for current, restored in zip(self._state, saved, strict=True):
+            for name, tensor in current.items():
+                tensor.copy_(restored[name])
 
 
-def _shapes(state: list[dict[str, Tensor]]) -> list[dict[str, torch.Size]]:
-    return [{name: held.shape for name, held in each.items()} for each in state]
+def _shapes(states: list[dict[str, Tensor]]) -> list[dict[str, torch.Size]]:
+    return [{name: tensor.shape for name, tensor in state.items()} for state in states]
 
 
 def rectified(lr: float, eps: float, beta2: float, step: int) -> tuple[float, float]:
-    """The rate and the eps at which step number `step` >= 1 of Adam is one of RAdam.
+    """Return the learning rate and the eps that turn a step of Adam into one of RAdam.
 
-    With c = 1 - beta2^t, RAdam's step is lr r m / (sqrt(v / c) + eps / sqrt(c)): Adam's, at lr r
-    and eps / sqrt(c). Before the variance of 1 / sqrt(v) is finite, for five steps at beta2 =
-    0.999, it is lr m: Adam's with an eps beside which sqrt(v) vanishes.
+    With c = 1 - beta2^t, the step of RAdam is lr r m / (sqrt(v / c) + eps / sqrt(c)). That is
+    Adam's at lr r and eps / sqrt(c). As long as the variance of 1 / sqrt(v) is not finite (the
+    first five steps at beta2 = 0.999) RAdam's step is lr m. That is Adam's with an eps that is so
+    large that sqrt(v) vanishes beside it.
+
+    Args:
+        lr: Learning rate of RAdam.
+        eps: eps of RAdam.
+        beta2: Decay of the second moment.
+        step: The number t of the step, from 1.
     """
     c = 1 - beta2**step
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / c
     if rho <= 5:
-        return lr * _VAST, _VAST
+        return lr * _HUGE_EPS, _HUGE_EPS
     r = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
     return lr * math.sqrt(r), eps / math.sqrt(c)
 
 
-_VAST = 1e12
-"""An eps that no root of a squared gradient reaches."""
+_HUGE_EPS = 1e12
+"""Larger than the root of any squared gradient by so much that the root does not count."""

@@ -1,20 +1,25 @@
-"""What varies in time: pure functions of the global step.
+"""Values that vary in time, as pure functions of the global step.
 
-A schedule takes the step as a Python number or as a 0-dim tensor, and answers in kind; on a tensor
-it neither synchronises the device nor branches. It stores nothing, so a resumed run needs the step
-alone. Wherever a schedule is taken, a plain number is too, and means a constant.
+A schedule takes the step as a Python number or as a 0-dim tensor and returns a value of the same
+type. On a tensor it neither branches nor synchronises the device. A schedule stores no state, so a
+resumed run needs only the step. Wherever a schedule is accepted, a number is accepted too and
+means a constant.
+
+In a configuration `steps: null` is the length of the whole run. The number is filled in before the
+schedule is built.
 """
 
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-from .validation import Count, NonNegative, Positive, Whole, value
+from vae.utils.validation import Count, NonNegative, Positive, Whole, frozen
 
 Step = int | Tensor
 Value = float | Tensor
@@ -32,23 +37,28 @@ def _cos(x: Value) -> Value:
     return x.cos() if isinstance(x, Tensor) else math.cos(x)
 
 
-def _between(start: float, end: float, share: Value) -> Value:
-    """Exact at both ends, so that what stays positive on paper does in floating point."""
+def _interpolate(start: float, end: float, share: Value) -> Value:
+    """Interpolate linearly, and exactly at both ends.
+
+    Rounding then cannot carry a value below the smaller of two ends that are not negative.
+    """
     return start * (1 - share) + end * share
 
 
 class Schedule(ABC):
+    """A number that depends on the global step."""
+
     @abstractmethod
     def __call__(self, step: Step) -> Value:
-        """The value at a global step >= 0."""
+        """Return the value at a global step >= 0."""
 
     @property
     @abstractmethod
     def smallest(self) -> float:
-        """The least that the schedule ever answers, up to rounding."""
+        """The smallest value that the schedule ever returns, up to rounding."""
 
 
-@value
+@frozen
 class Constant(Schedule):
     """The same value at every step."""
 
@@ -62,27 +72,33 @@ class Constant(Schedule):
         return self.value
 
 
-@value
-class Linear(Schedule):
-    """From `start` to `end` in `steps` steps, then constant."""
+@frozen
+class _Ramp(Schedule):
+    """A schedule from `start` to `end` in `steps` steps, and then constant."""
 
     start: float
     end: float
     steps: Count
-
-    def __call__(self, step: Step) -> Value:
-        return _between(self.start, self.end, _clamp(step / self.steps, 0.0, 1.0))
 
     @property
     def smallest(self) -> float:
         return min(self.start, self.end)
 
 
-@value
-class Exponential(Schedule):
-    """max(minimum, start * exp(-rate * t)), with t refreshed every `every` steps.
+@frozen
+class Linear(_Ramp):
+    """A line from `start` to `end` in `steps` steps, then constant."""
 
-    Jang, Gu & Poole (2017), https://arxiv.org/abs/1611.01144: start 1, minimum 0.5.
+    def __call__(self, step: Step) -> Value:
+        return _interpolate(self.start, self.end, _clamp(step / self.steps, 0.0, 1.0))
+
+
+@frozen
+class Exponential(Schedule):
+    """max(minimum, start * exp(-rate * t)), with t updated every `every` steps.
+
+    References:
+        Jang, Gu & Poole (2017), https://arxiv.org/abs/1611.01144: start 1, minimum 0.5.
     """
 
     start: float
@@ -106,34 +122,28 @@ class Exponential(Schedule):
         return self.minimum
 
 
-@value
-class Geometric(Schedule):
-    """From `start` to `end` in `steps` steps by equal factors, then constant."""
+@frozen
+class Geometric(_Ramp):
+    """From `start` to `end` by equal factors in `steps` steps, then constant; both positive."""
 
     start: Positive
     end: Positive
-    steps: Count
 
     def __call__(self, step: Step) -> Value:
         share = _clamp(step / self.steps, 0.0, 1.0)
         return self.start ** (1 - share) * self.end**share
 
-    @property
-    def smallest(self) -> float:
-        return min(self.start, self.end)
 
-
-@value
-class Cosine(Schedule):
+@frozen
+class Cosine(_Ramp):
     """Half a cosine from `start` to `end` in `steps` steps, then constant.
 
-    The first `warmup` of these steps rise linearly from 0 to where the cosine begins.
-    Loshchilov & Hutter (2017), https://arxiv.org/abs/1608.03983, equation 5, without restarts.
+    During the first `warmup` of these steps the value rises linearly from 0 to `start`.
+
+    References:
+        Loshchilov & Hutter (2017), https://arxiv.org/abs/1608.03983, equation 5, without restarts.
     """
 
-    start: float
-    end: float
-    steps: Count
     warmup: Whole = 0
 
     def __post_init__(self) -> None:
@@ -142,7 +152,7 @@ class Cosine(Schedule):
 
     def __call__(self, step: Step) -> Value:
         progress = _clamp((step - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
-        cosine = _between(self.start, self.end, (1 - _cos(math.pi * progress)) / 2)
+        cosine = _interpolate(self.start, self.end, (1 - _cos(math.pi * progress)) / 2)
         return cosine * _clamp(step / self.warmup, 0.0, 1.0) if self.warmup else cosine
 
     @property
@@ -150,9 +160,9 @@ class Cosine(Schedule):
         return min(self.start, self.end, 0.0 if self.warmup else math.inf)
 
 
-@value
+@frozen
 class Piecewise(Schedule):
-    """values[i] from step boundaries[i - 1] on: one boundary less than there are values."""
+    """The value values[i] from step boundaries[i - 1] on; values[0] before the first boundary."""
 
     values: list[float]
     boundaries: list[Count]
@@ -178,47 +188,45 @@ class Piecewise(Schedule):
         return min(self.values)
 
 
-def _as_schedule(given: object) -> Schedule:
-    if isinstance(given, Schedule):
-        return given
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not is_number or not abs(given) <= sys.float_info.max:
-        raise ValueError(f"must be a finite number or a schedule, not {given!r}")
-    return Constant(given)
+def _as_schedule(value: object) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not abs(value) <= sys.float_info.max  # also true for NaN
+    ):
+        raise ValueError(f"must be a finite number or a schedule, not {value!r}")
+    return Constant(value)
 
 
-def _positive(schedule: Schedule) -> Schedule:
-    if schedule.smallest <= 0:
-        raise ValueError(f"must stay greater than 0, but falls to {schedule.smallest:g}")
-    return schedule
+def _must(rule: str, allows: Callable[[float], bool]) -> AfterValidator:
+    """Check the smallest value of a schedule; `rule` completes the message "must ..."."""
+
+    def check(schedule: Schedule) -> Schedule:
+        if not allows(schedule.smallest):
+            raise ValueError(f"must {rule}, but falls to {schedule.smallest:g}")
+        return schedule
+
+    return AfterValidator(check)
 
 
-def _non_negative(schedule: Schedule) -> Schedule:
-    if schedule.smallest < 0:
-        raise ValueError(f"must never be negative, but falls to {schedule.smallest:g}")
-    return schedule
-
-
-def _at_least_one(schedule: Schedule) -> Schedule:
-    if schedule.smallest < 1:
-        raise ValueError(f"must stay at 1 or above, but falls to {schedule.smallest:g}")
-    return schedule
-
-
-PositiveSchedule = Annotated[Schedule, BeforeValidator(_as_schedule), AfterValidator(_positive)]
-"""What a temperature is: a schedule or a number, greater than 0 at every step."""
+PositiveSchedule = Annotated[
+    Schedule, BeforeValidator(_as_schedule), _must("stay greater than 0", lambda least: least > 0)
+]
+"""A schedule or a number that is greater than 0 at every step: a temperature."""
 
 AtLeastOneSchedule = Annotated[
-    Schedule, BeforeValidator(_as_schedule), AfterValidator(_at_least_one)
+    Schedule, BeforeValidator(_as_schedule), _must("stay at 1 or above", lambda least: least >= 1)
 ]
-"""What ReinMax's temperature is: a schedule or a number, 1 or more at every step."""
+"""A schedule or a number that is 1 or more at every step: the temperature of ReinMax."""
 
 NonNegativeSchedule = Annotated[
-    Schedule, BeforeValidator(_as_schedule), AfterValidator(_non_negative)
+    Schedule, BeforeValidator(_as_schedule), _must("never be negative", lambda least: least >= 0)
 ]
-"""What a weight or a learning rate is: a schedule or a number, never negative."""
+"""A schedule or a number that is 0 or more at every step: a weight or a learning rate."""
 
 
 def schedules_of(owner: object) -> dict[str, Schedule]:
-    """The schedules that an object holds, by the name of their attribute."""
-    return {name: held for name, held in vars(owner).items() if isinstance(held, Schedule)}
+    """Return the schedules among the attributes of an object, by attribute name."""
+    return {name: value for name, value in vars(owner).items() if isinstance(value, Schedule)}

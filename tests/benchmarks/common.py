@@ -45,7 +45,7 @@ def hardware() -> dict[str, object]:
     """Versions, threads and the processor."""
     import torch
 
-    from vae.environment import environment
+    from vae.runs.environment import environment
 
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()

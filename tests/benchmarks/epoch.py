@@ -38,16 +38,16 @@ IMAGES = 60_000
 
 def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
     """From the scalars of one epoch to those of the next; pictures come every tenth, so never."""
-    from vae import machine
-    from vae.data import Torchvision
+    from vae.utils import runtime as machine
+    from vae.data.source import Torchvision
     from vae.estimators import StraightThroughGumbel
     from vae.model import CategoricalVAE
     from vae.networks import MLP
     from vae.objective import NegativeELBO
     from vae.optimizers import Adam
-    from vae.tracking import Tracker, Tracking
-    from vae.trainee import Run
-    from vae.training import Training, train
+    from vae.tracking.logger import Tracker, Tracking
+    from vae.training.replica import Run
+    from vae.training.loop import Training, train
 
     class Clocked(Tracker):
         """Notes when each epoch's scalars come: once an epoch, at the same place of it."""

@@ -34,13 +34,13 @@ CASES = (
 
 
 def measure(case: Case, root: str, images: int, samples: int) -> dict[str, float]:
-    from vae import machine
+    from vae.utils import runtime as machine
 
     machine.prepare()
     import torch
 
-    from vae import evaluation
-    from vae.data import Torchvision
+    from vae.evaluation import bounds as evaluation
+    from vae.data.source import Torchvision
     from vae.model import CategoricalVAE
     from vae.networks import MLP
 

@@ -96,7 +96,7 @@ def table(checkout: Path, cwd: Path, *arguments: str) -> list[list[str]]:
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=True
     )
-    rows = list(csv.reader(io.StringIO(done.stdout)))
+    rows = [row for row in csv.reader(io.StringIO(done.stdout)) if row]
     kept = [index for index, name in enumerate(rows[0]) if name not in TIMES]
     return [[row[index] for index in kept] for row in rows]
 
@@ -128,7 +128,7 @@ def record(checkout: Path, folder: Path) -> dict[str, object]:
             for file in files
             if file.name in ("best.pt", "last.pt")
         },
-        "groups": table(checkout, folder, *names, "--baseline", "estimator=reinmax"),
+        "groups": table(checkout, folder, *names, "--baseline", "disarm"),
         "last": table(checkout, folder, *names, "--model", "last"),
         "runs": table(checkout, folder, *names, "--runs"),
         "gradients": table(checkout, folder, *one),
@@ -160,7 +160,11 @@ def main() -> int:
             different += [f"{part}: {key}" for key in keys]
             print(f"{part}: {len(before)} recorded, {len(keys)} differ")
         else:
-            differ = [index for index, rows in enumerate(zip(before, after)) if len({*map(tuple, rows)}) > 1]
+            differ = [
+                index
+                for index, rows in enumerate(zip(before, after, strict=False))
+                if len({*map(tuple, rows)}) > 1
+            ]
             same = before == after
             different += [] if same else [f"{part}: rows {differ}, {len(before)} and {len(after)}"]
             print(f"{part}: a table of {len(before)} rows, {'equal' if same else 'different'}")

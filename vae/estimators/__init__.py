@@ -1,19 +1,19 @@
-"""How to differentiate E[f(z)] through a categorical sample. One method, or one family, a file."""
+"""Gradient estimators for E[f(z)] with z categorical: one method, or one family, per file."""
 
-from .base import Estimator, Objective, Pathwise, Surrogate, Tempered
-from .decoupled_straight_through_gumbel import DecoupledStraightThroughGumbel
-from .disarm import Disarm
-from .exact import Exact
-from .gapped_straight_through import GappedStraightThrough
-from .gumbel_rao import GumbelRao, ReinMaxRao
-from .gumbel_softmax import GumbelSoftmax, StraightThroughGumbel
-from .minimum_variance import MinimumVariance
-from .reinforce import Reinforce, ReinforceLearnedBaseline, ReinforceMovingAverage
-from .reinmax import ReinMax
-from .relax import Rebar, Relax
-from .softmax import Softmax
-from .straight_through import StraightThrough
-from .straight_through_argmax import StraightThroughArgmax
+from vae.estimators.base import Estimator, Objective, Pathwise, Surrogate
+from vae.estimators.decoupled_straight_through_gumbel import DecoupledStraightThroughGumbel
+from vae.estimators.disarm import Disarm
+from vae.estimators.exact import Exact
+from vae.estimators.gapped_straight_through import GappedStraightThrough
+from vae.estimators.gumbel_rao import GumbelRao, ReinMaxRao
+from vae.estimators.gumbel_softmax import GumbelSoftmax, StraightThroughGumbel
+from vae.estimators.minimum_variance import MinimumVariance
+from vae.estimators.reinforce import Reinforce, ReinforceLearnedBaseline, ReinforceMovingAverage
+from vae.estimators.reinmax import ReinMax
+from vae.estimators.relax import Rebar, Relax
+from vae.estimators.softmax import Softmax
+from vae.estimators.straight_through import StraightThrough
+from vae.estimators.straight_through_argmax import StraightThroughArgmax
 
 __all__ = [
     "DecoupledStraightThroughGumbel",
@@ -26,9 +26,9 @@ __all__ = [
     "MinimumVariance",
     "Objective",
     "Pathwise",
+    "Rebar",
     "ReinMax",
     "ReinMaxRao",
-    "Rebar",
     "Reinforce",
     "ReinforceLearnedBaseline",
     "ReinforceMovingAverage",
@@ -38,5 +38,4 @@ __all__ = [
     "StraightThroughArgmax",
     "StraightThroughGumbel",
     "Surrogate",
-    "Tempered",
 ]

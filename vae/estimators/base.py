@@ -1,66 +1,90 @@
-"""What a gradient estimator is."""
+"""The interface of a gradient estimator, and two partial implementations of it.
+
+Notation of this package:
+
+    z      a one-hot code (N, K), with the code z_n (K,) of latent n
+    q      the distribution Cat(logits) of z; p = softmax(logits) are its probabilities
+    f      the function whose expectation is differentiated; g is its gradient at the code
+    L      E[f(z)] with z ~ q, the quantity to estimate
+    S      the number of samples of each image
+    G      standard Gumbel noise; argmax(logits + G) is an exact sample of q
+    tau    a temperature
+    J(p)   diag(p) - p p^T, the Jacobian of a softmax whose value is p
+
+Each docstring states the method's formula and then four facts. Bias: the difference between the
+expected gradient estimate and the gradient of L. Value: what the returned number estimates. Cost:
+the evaluations of f, each of which is one decoder pass in a VAE. Reference: the paper.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .. import categorical
-from ..schedules import PositiveSchedule, Step, Value
-from ..validation import Count, validated
+from vae import categorical
+from vae.schedules import PositiveSchedule, Step, Value
+from vae.utils.validation import Count, validated
 
-Objective = Callable[[Tensor], Tensor]  # (S, B, N, K) -> (S, B)
+Objective = Callable[[Tensor], Tensor]
+"""The function f: codes (S, B, N, K) -> values (S, B)."""
 
 
 class Estimator(nn.Module, ABC):
-    """Estimates L = E[f(z)], z ~ Cat(logits), so that it can be differentiated.
+    """Estimate L = E[f(z)], z ~ Cat(logits), by a tensor that can be differentiated.
 
-    The value of the returned tensor estimates L; its backward pass estimates the gradient of L, in
-    the logits and in whatever f closes over. How often f is evaluated, and where, is the
-    estimator's business. f treats the leading axis as samples, and broadcasts a batch axis of
-    size 1.
+    The value of the tensor estimates L. Its backward pass estimates the gradient of L in the
+    logits and in everything else that f depends on. The estimator chooses how often to evaluate f
+    and at which points.
+
+    f treats the leading axis as samples and broadcasts a batch axis of size 1: codes (S, 1, N, K)
+    stand for the same codes for every image.
     """
 
-    @validated
+    @validated  # so that a subclass without a constructor reports unknown arguments, too
     def __init__(self) -> None:
         super().__init__()
 
     @abstractmethod
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
-        """(B, N, K) logits, f: (S, B, N, K) -> (S, B), the global step. Returns (B,)."""
+        """Return the estimate of L for each image.
+
+        Args:
+            logits: (B, N, K).
+            f: Maps codes (S, B, N, K) to values (S, B).
+            step: The global step, on which temperatures depend.
+
+        Returns:
+            Estimates (B,).
+        """
 
     def check(self, latents: int, categories: int) -> None:
-        """Raises ValueError where N latents of K categories are more than the estimator can do."""
+        """Raise ValueError if the estimator cannot handle codes of this size."""
 
 
 class Pathwise(Estimator):
-    """Evaluates f at samples that carry their own gradient."""
+    """Evaluate f at samples that carry a gradient, and average over the samples."""
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         return f(self.sample(logits, step)).mean(0)
 
     @abstractmethod
     def sample(self, logits: Tensor, step: Step) -> Tensor:
-        """(B, N, K) logits -> (S, B, N, K) samples with their gradient attached."""
+        """Return samples (S, B, N, K) that are differentiable in the logits (B, N, K)."""
 
 
-class Tempered(Pathwise):
-    """A pathwise estimator with a temperature, owning its schedule, and S samples of noise."""
+class Surrogate(Pathwise):
+    """Evaluate f at exact one-hot samples of q, and use the gradient of a surrogate for theirs.
+
+    Args:
+        temperature: A number or a schedule, greater than 0.
+        samples: S, the number of codes drawn for each image.
+    """
 
     @validated
     def __init__(self, temperature: PositiveSchedule, samples: Count = 1) -> None:
         super().__init__()
         self.temperature = temperature
         self.samples = samples
-
-
-def linear_surrogate(jacobian: Tensor, logits: Tensor) -> Tensor:
-    """What has this (..., K, K) Jacobian in the logits; its value means nothing."""
-    return (jacobian @ logits.unsqueeze(-1)).squeeze(-1)
-
-
-class Surrogate(Tempered):
-    """Evaluates f at exact one-hot samples, and differentiates a surrogate in their place."""
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:
         z = categorical.sample(logits, self.samples)  # (S, B, N, K)
@@ -69,4 +93,13 @@ class Surrogate(Tempered):
 
     @abstractmethod
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
-        """(S, B, N, K) samples, (B, N, K) logits -> (S, B, N, K), or broadcasts to it."""
+        """Return a tensor whose gradient replaces that of the samples; its value is not used.
+
+        Args:
+            z: One-hot samples (S, B, N, K), constant in the logits.
+            logits: (B, N, K).
+            temperature: The temperature at this step.
+
+        Returns:
+            A tensor that broadcasts to (S, B, N, K).
+        """

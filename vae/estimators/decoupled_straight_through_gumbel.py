@@ -1,23 +1,30 @@
-"""Straight-through Gumbel with a temperature for each direction."""
+"""Straight-through Gumbel with one temperature for each direction."""
 
 from torch import Tensor
 
-from ..categorical import gradient_of, gumbel_noise, one_hot_argmax
-from ..schedules import PositiveSchedule, Step
-from ..validation import Count, validated
-from .base import Pathwise
+from vae.categorical import gradient_of, gumbel_noise, one_hot_argmax
+from vae.estimators.base import Pathwise
+from vae.schedules import PositiveSchedule, Step
+from vae.utils.validation import Count, validated
 
 
 class DecoupledStraightThroughGumbel(Pathwise):
-    """One-hot argmax(theta / tau_f + G) forward, softmax(theta / tau_b + G) backward.
+    """Draw one-hot argmax(theta / tau_f + G), with the gradient of softmax(theta / tau_b + G).
 
-    The codes follow softmax(theta / tau_f), so this is what q is: `logits` are theta / tau_f, and
-    whatever else is computed from them (the KL, every bound) is that of the codes that are drawn.
-    The backward pass sees theta / tau_b = logits * tau_f / tau_b. At equal temperatures it is
-    straight-through Gumbel at temperature 1. The value is an unbiased estimate of L; the gradient
-    is biased. One evaluation of f per sample.
+    The codes follow softmax(theta / tau_f), and q is the distribution of the codes. Therefore
+    `logits` are theta / tau_f, and the KL and every bound that is computed from them belong to the
+    codes that are drawn. The backward pass sees theta / tau_b = logits * tau_f / tau_b.
 
-    Shah et al. (2024), https://arxiv.org/abs/2410.13331; there the encoder gives theta.
+    Bias: yes. At equal temperatures it is straight-through Gumbel at temperature 1.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample.
+    Reference: Shah et al. (2024), https://arxiv.org/abs/2410.13331, where the encoder returns
+        theta.
+
+    Args:
+        forward_temperature: tau_f, a number or a schedule, greater than 0.
+        backward_temperature: tau_b, a number or a schedule, greater than 0.
+        samples: S, the number of codes drawn for each image.
     """
 
     @validated

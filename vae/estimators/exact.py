@@ -1,24 +1,26 @@
-"""The expectation itself."""
+"""Exact enumeration of the codes."""
 
 import torch
 from torch import Tensor
 
-from ..categorical import codes, gradient_of, log_prob
-from ..schedules import Step
-from ..validation import Count, validated
-from .base import Estimator, Objective
+from vae.categorical import codes, gradient_of, log_prob
+from vae.estimators.base import Estimator, Objective
+from vae.schedules import Step
+from vae.utils.validation import Count, validated
 
 
 class Exact(Estimator):
-    """sum_z q(z) f(z) over all K**N codes: no bias, no variance.
+    """Sum q(z) f(z) over all K**N codes; every other estimator is measured against this one.
 
-    What every other estimator is measured against. f is called once, with the codes as samples
-    and a batch axis of size 1, so a decoder decodes each code once for the whole batch. Refused
-    where there are more than `limit` codes.
+    Bias: none, and no variance. On a CPU a code is left out if its probability is at most
+        eps / K**N for every image, with eps the rounding error of the logits' dtype. Together
+        these codes have at most eps of an image's probability.
+    Value: L.
+    Cost: one call of f with the K**N codes as samples and a batch axis of size 1, so that a
+        decoder decodes each code once for the whole batch.
 
-    On a CPU, codes that are next to impossible for every image are left out: at most eps / K**N
-    each, eps of an image's mass together, eps the rounding error of the logits' dtype. The
-    gradient in the logits is that of f less its mean: the same, and as little is missing.
+    Args:
+        limit: The largest number of codes; with more of them, `check` raises ValueError.
     """
 
     @validated
@@ -34,25 +36,32 @@ class Exact(Estimator):
             )
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
-        self.check(*logits.shape[-2:])
-        z = codes(*logits.shape[-2:], device=logits.device).to(logits.dtype).unsqueeze(1)
+        latents, categories = logits.shape[-2:]
+        self.check(latents, categories)
+        z = codes(latents, categories, logits.device).to(logits.dtype).unsqueeze(1)
         q = log_prob(logits, z).exp()  # (K**N, B)
-        kept = _that_count(q.detach())
+        kept = _probable_codes(q.detach())
         q, loss = q[kept], f(z[kept])  # (S, B)
         value = (q * loss).sum(0)
+        # The gradient in the logits is that of sum q (f - L). It is the same as that of
+        # sum q f, and the codes that are left out cost it as little precision as the value.
         return value - gradient_of(q.sum(0) * value.detach())
 
 
-def _that_count(q: Tensor) -> Tensor | slice:
-    """Which of the codes are no rounding error for some image: (K**N, B) -> (S,), or all of them.
+def _probable_codes(q: Tensor) -> Tensor | slice:
+    """Select the codes that are more than a rounding error for some image.
 
-    All where how many there are cannot be asked: a device would have to be waited for, and vmap
-    has an answer for each replica.
+    Args:
+        q: Probabilities (K**N, B).
+
+    Returns:
+        Indices (S,). Or a slice of all codes, if the number of codes cannot be read without
+        synchronising a device, or if it differs between vmapped replicas.
     """
     if not q.is_cpu:
         return slice(None)
-    negligible = q.amax(1) <= torch.finfo(q.dtype).eps / len(q)  # false where q is no number
+    negligible = q.amax(1) <= torch.finfo(q.dtype).eps / len(q)  # NaN is not negligible
     try:
         return negligible.logical_not().nonzero().squeeze(1)
-    except RuntimeError:  # vmap's: a shape that depends on the values
+    except RuntimeError:  # vmap refuses shapes that depend on values
         return slice(None)

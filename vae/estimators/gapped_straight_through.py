@@ -1,24 +1,32 @@
-"""Straight-through Gumbel's gap between winner and losers, without the noise."""
+"""Gapped straight-through: the gap of a Gumbel-softmax sample without its noise."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..schedules import PositiveSchedule, Value
-from ..validation import Count, Positive, validated
-from .base import Surrogate
+from vae.estimators.base import Surrogate
+from vae.schedules import PositiveSchedule, Value
+from vae.utils.validation import Count, Positive, validated
 
 
 class GappedStraightThrough(Surrogate):
-    """The gradient of softmax((logits + m) / tau), m the least change that makes z win by a gap.
+    """Draw z, move the logits until z wins by a gap, and use the gradient of their softmax.
 
-    m raises the sampled logit to the largest, and lowers the others to `gap` below it where they
-    are higher; it is held constant. "probability" sets the gap to -log(1 - p_x) / p_x, p_x the
-    probability of the sampled category. Deterministic given the sample. Biased. The value is an
-    unbiased estimate of L. One evaluation of f per sample.
+    Gradient in the logits: that of softmax((logits + m) / tau) at constant m. The change m raises
+    the sampled logit to the largest one, and lowers every other logit to `gap` below the largest
+    if it is higher than that. There is no noise beside that of z.
 
-    Fan et al. (2022), https://arxiv.org/abs/2206.07235.
+    Bias: yes.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample.
+    Reference: Fan et al. (2022), https://arxiv.org/abs/2206.07235.
+
+    Args:
+        temperature: tau, a number or a schedule, greater than 0.
+        gap: The gap, or "probability" for -log(1 - p_x) / p_x, with p_x the probability of the
+            sampled category.
+        samples: S, the number of codes drawn for each image.
     """
 
     @validated
@@ -34,11 +42,13 @@ class GappedStraightThrough(Surrogate):
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
         with torch.no_grad():
             largest = logits.amax(-1, keepdim=True)
-            gap = self.gap
-            if gap == "probability":
+            gap: float | Tensor
+            if self.gap == "probability":
                 p = (z * logits.softmax(-1)).sum(-1, keepdim=True)
                 p = p * (1 - 1e-5)  # the authors' guard: the gap is infinite at p = 1
                 gap = -torch.log1p(-p) / p.clamp_min(torch.finfo(p.dtype).tiny)
+            else:
+                gap = self.gap
             raised = z * (largest - logits)
             lowered = (1 - z) * (logits - largest + gap).relu()
         return ((logits + raised - lowered) / temperature).softmax(-1)

@@ -1,37 +1,18 @@
-"""Gumbel estimators, averaged over the noise that leaves the sample as it is."""
+"""Rao-Blackwellized estimators: average over the Gumbel noise that leaves the sample unchanged."""
 
 import torch
 from torch import Tensor
 
-from ..categorical import conditional_gumbel
-from ..schedules import PositiveSchedule, Value
-from ..validation import Count, validated
-from .base import Surrogate, linear_surrogate
+from vae.categorical import conditional_gumbel
+from vae.estimators.base import Surrogate
+from vae.schedules import PositiveSchedule, Value
+from vae.utils.validation import Count, validated
 
-_DRAWS = 10  # of the noise, at a time
-
-
-def rao_blackwell_jacobian(
-    logits: Tensor, z: Tensor, temperature: Value, inner_samples: int
-) -> Tensor:
-    """Mean Jacobian of softmax(. / tau) at perturbed logits whose argmax is z: (S, B, N, K, K).
-
-    The mean is over `inner_samples` draws of the noise, a few at a time: memory does not grow with
-    them. No gradient passes.
-    """
-    with torch.no_grad():
-        mean = square = 0
-        for done in range(0, inner_samples, _DRAWS):
-            draws = min(_DRAWS, inner_samples - done)
-            perturbed = conditional_gumbel(logits, z.expand(draws, *z.shape))
-            s = (perturbed / temperature).softmax(-1)  # (draws, S, B, N, K)
-            mean = mean + s.sum(0)
-            square = square + s.movedim(0, -1) @ s.movedim(0, -2)
-        return (torch.diag_embed(mean) - square) / (inner_samples * temperature)
+_CHUNK = 10  # draws of the noise in memory at once
 
 
 class RaoBlackwellized(Surrogate):
-    """A surrogate averaged over `inner_samples` draws of the noise for each sample."""
+    """Average the Jacobian of a surrogate over `inner_samples` draws of the noise per sample."""
 
     @validated
     def __init__(
@@ -42,32 +23,69 @@ class RaoBlackwellized(Surrogate):
 
 
 class GumbelRao(RaoBlackwellized):
-    """Straight-through Gumbel, its gradient averaged over the noise given the sample.
+    """Average the gradient of straight-through Gumbel over the noise, given the sample z.
 
-    The same bias as straight-through Gumbel's and never more variance; with one inner sample it is
-    straight-through Gumbel, and as tau falls to 0 it tends to ReinMax at tau = 1. The value is an
-    unbiased estimate of L. One evaluation of f per sample; an inner sample costs K products for
-    each category.
+    Gradient in the logits: E[J(softmax((logits + G) / tau)) | argmax(logits + G) = z] g / tau,
+    with the mean over `inner_samples` draws of G.
 
-    Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838.
+    Bias: that of straight-through Gumbel, with never more variance. With one inner sample it is
+        straight-through Gumbel; as tau falls to 0 it tends to ReinMax at tau = 1.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample, and K products per category for each inner sample.
+    Reference: Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838.
+
+    Args:
+        temperature: tau, a number or a schedule, greater than 0.
+        inner_samples: The number of draws of the noise for each sample.
+        samples: S, the number of codes drawn for each image.
     """
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
-        jacobian = rao_blackwell_jacobian(logits, z, temperature, self.inner_samples)
-        return linear_surrogate(jacobian, logits)
+        jacobian = _mean_jacobian(logits, z, temperature, self.inner_samples)
+        return _linear(jacobian, logits)
 
 
 class ReinMaxRao(RaoBlackwellized):
-    """ReinMax, with Gumbel-Rao's Jacobian at m = (z + p) / 2 in place of softmax's.
+    """Use ReinMax with the Jacobian of Gumbel-Rao at m in place of softmax's.
 
-    2 J_GR(log m) g - J(p) g / 2. Biased. The value is an unbiased estimate of L. One evaluation of
-    f per sample.
+    Gradient in the logits: 2 J_GR(log m) g - J(p) g / 2 with m = (z + p) / 2 and J_GR the mean
+    Jacobian of `GumbelRao`.
 
-    Beyond ReinMax (2026), https://arxiv.org/abs/2603.08257.
+    Bias: yes.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample, and K products per category for each inner sample.
+    Reference: Beyond ReinMax (2026), https://arxiv.org/abs/2603.08257.
+
+    Args:
+        temperature: tau of J_GR, a number or a schedule, greater than 0.
+        inner_samples: The number of draws of the noise for each sample.
+        samples: S, the number of codes drawn for each image.
     """
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
         p = logits.softmax(-1)
         m = ((z + p) / 2).log()
-        jacobian = rao_blackwell_jacobian(m, z, temperature, self.inner_samples)
-        return 2 * linear_surrogate(jacobian, logits) - p / 2
+        jacobian = _mean_jacobian(m, z, temperature, self.inner_samples)
+        return 2 * _linear(jacobian, logits) - p / 2
+
+
+def _linear(jacobian: Tensor, logits: Tensor) -> Tensor:
+    """Return a tensor with this Jacobian (..., K, K) in the logits; its value is not used."""
+    return (jacobian @ logits.unsqueeze(-1)).squeeze(-1)
+
+
+def _mean_jacobian(logits: Tensor, z: Tensor, temperature: Value, inner_samples: int) -> Tensor:
+    """Return the mean Jacobian of softmax(. / tau) at perturbed logits whose argmax is z.
+
+    The mean is over `inner_samples` draws of the noise, a few at a time, so that the memory does
+    not grow with their number. The result (S, B, N, K, K) carries no gradient.
+    """
+    with torch.no_grad():
+        mean, square = torch.zeros_like(z), z.new_zeros(*z.shape, z.shape[-1])
+        for start in range(0, inner_samples, _CHUNK):
+            draws = min(_CHUNK, inner_samples - start)
+            perturbed = conditional_gumbel(logits, z.expand(draws, *z.shape))
+            s = (perturbed / temperature).softmax(-1)  # (draws, S, B, N, K)
+            mean = mean + s.sum(0)
+            square = square + s.movedim(0, -1) @ s.movedim(0, -2)
+        return (torch.diag_embed(mean) - square) / (inner_samples * temperature)

@@ -1,4 +1,4 @@
-"""The straight-through estimators of least variance."""
+"""MVE, the straight-through estimators of least variance."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,23 +6,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..categorical import gradient_of, sample
-from ..schedules import PositiveSchedule, Step, Value
-from ..validation import Count, validated
-from .base import Pathwise
+from vae.categorical import gradient_of, sample
+from vae.estimators.base import Pathwise
+from vae.schedules import PositiveSchedule, Step, Value
+from vae.utils.validation import Count, validated
 
 
 class MinimumVariance(Pathwise):
-    """MVE(tau): for each sampled category a Jacobian, together the best compromise of two demands.
+    """Use one Jacobian S_x for each sampled category x, the best of a family of trade-offs.
 
-    Exact in expectation for f linear in each z_n at every tau. tau to 0 is straight-through, of
-    least variance; tau to infinity (`temperature: null`) is exact for f quadratic in each z_n, and
-    of least variance among those. The tau here weighs the two and softens nothing; it usually
-    rises. The value is an unbiased estimate of L. One evaluation of f per sample, and one
-    system of K equations in float64 for each latent of each image.
+    The Jacobians S_x of MVE(tau) minimise the variance of the gradient against its error for
+    quadratic f. The temperature is the weight between the two, and it smooths nothing: tau = 0
+    asks for the least variance alone and is straight-through; tau = infinity asks for no error
+    first. `_pull` and `_pull_in_the_limit` state the formulas. The temperature usually rises
+    during training.
 
-    Hooper & Shekhovtsov (2026), generalized and optimal straight-through estimators; the limit is
-    also the categorical second-order member of Fini (2026), proposition C.3.
+    Bias: none at every tau if f is linear in each z_n; none at tau = infinity if f is quadratic
+        in each z_n, with the least variance of all such estimators.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample, and one K x K linear system in float64 for each latent
+        of each image.
+    Reference: Hooper & Shekhovtsov (2026), generalized and optimal straight-through estimators.
+        The limit is also the categorical second-order member of Fini (2026), proposition C.3.
+
+    Args:
+        temperature: tau, a number or a schedule, greater than 0; None for infinity.
+        samples: S, the number of codes drawn for each image.
     """
 
     @validated
@@ -37,46 +46,65 @@ class MinimumVariance(Pathwise):
         return z + gradient_of(self.surrogate(z, logits, temperature))
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value | None) -> Tensor:
-        """(S, B, N, K) samples, (B, N, K) logits -> (S, B, N, K); no temperature is infinity."""
+        """Return a tensor with the gradient S_x^T g in the logits; its value is not used.
+
+        Args:
+            z: One-hot samples (S, B, N, K).
+            logits: (B, N, K).
+            temperature: tau; None for infinity.
+
+        Returns:
+            A tensor (S, B, N, K).
+        """
+        pull: Callable[..., Tensor]
+        saved: tuple[Tensor, ...]
         with torch.no_grad():
             p, z = logits.double().softmax(-1), z.double()
             if temperature is None:
                 p = p.clamp_min(torch.finfo(p.dtype).tiny)
-                pull, held = _pull_in_the_limit, (p, z, _limit_system(p))
+                pull, saved = _pull_in_the_limit, (p, z, _limit_system(p))
             else:
                 tau_p, tau_z = temperature * p, temperature * z
-                pull, held = _pull, (p, z, tau_p, tau_z, _system(p, tau_p))
-        return _Pulled.apply(logits.expand(z.shape), pull, *held)
+                pull, saved = _pull, (p, z, tau_p, tau_z, _system(p, tau_p))
+        return _WithGradient.apply(logits.expand(z.shape), pull, *saved)
 
 
-class _Pulled(torch.autograd.Function):
-    """What has the gradient pull(g, *held) in the logits; its value means nothing.
+class _WithGradient(torch.autograd.Function):
+    """Return a tensor whose gradient in the logits is pull(g, *saved); its value is not used.
 
-    In the backward pass a Jacobian is only ever multiplied by one vector, so none is made.
+    The backward pass needs only the product of a Jacobian and one vector g, so the Jacobian itself
+    (S, B, N, K, K) is never made.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits: Tensor, pull: Callable[..., Tensor], *held: Tensor) -> Tensor:
+    def forward(logits: Tensor, pull: Callable[..., Tensor], *saved: Tensor) -> Tensor:
         return logits.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.pull, *held = inputs
-        ctx.save_for_backward(*held)
+        _, ctx.pull, *saved = inputs
+        ctx.save_for_backward(*saved)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        held = ctx.saved_tensors
-        pulled = ctx.pull(g.double(), *held).to(g.dtype)
-        return pulled, None, *[None for _ in held]
+        saved = ctx.saved_tensors
+        pulled = ctx.pull(g.double(), *saved).to(g.dtype)
+        return pulled, None, *[None for _ in saved]
 
 
 def _system(p: Tensor, tau_p: Tensor) -> Tensor:
-    """A of A V = R J, symmetric: probabilities (B, N, K) and tau times them -> (B, N, K, K).
+    """Return the symmetric matrix A of A V = R J, in the notation of `_pull`.
 
-    float64: its smallest singular value falls like 3 / tau.
+    In float64, because the smallest singular value of A falls like 3 / tau.
+
+    Args:
+        p: Probabilities (B, N, K).
+        tau_p: tau times p.
+
+    Returns:
+        A, (B, N, K, K).
     """
     share = p.unsqueeze(-2) / (1 + tau_p.unsqueeze(-1) + tau_p.unsqueeze(-2))
     diagonal = (1 + tau_p) * share.sum(-1)
@@ -86,10 +114,12 @@ def _system(p: Tensor, tau_p: Tensor) -> Tensor:
 
 
 def _pull(g: Tensor, p: Tensor, z: Tensor, tau_p: Tensor, tau_z: Tensor, a: Tensor) -> Tensor:
-    """S^T g, like g (S, B, N, K), without S.
+    """Return S_x^T g, (S, B, N, K), without making S_x.
 
-    J = diag(p) - p p^T, R = diag((1 + tau p) / (1 + 2 tau p)), A V = R J, x the sampled category:
-    row i of S is ((1 + tau p_i) V_i - tau p_i V_x + tau [i = x] J_x) / (1 + tau (p_i + p_x)).
+    Let J = diag(p) - p p^T, R = diag((1 + tau p) / (1 + 2 tau p)), A V = R J, and x the sampled
+    category. Row i of S_x is
+
+        ((1 + tau p_i) V_i - tau p_i V_x + tau [i = x] J_x) / (1 + tau (p_i + p_x)).
     """
     g = g / (1 + tau_p + (z * tau_p).sum(-1, keepdim=True))
     to_v = (1 + tau_p) * g - z * (tau_p * g).sum(-1, keepdim=True)
@@ -98,11 +128,17 @@ def _pull(g: Tensor, p: Tensor, z: Tensor, tau_p: Tensor, tau_z: Tensor, a: Tens
 
 
 def _limit_system(p: Tensor) -> Tensor:
-    """M of M^T C = (I - 1 p^T) / 2, for tau at infinity: probabilities (B, N, K) -> (B, N, K, K).
+    """Return the matrix M of M^T C = (I - 1 p^T) / 2, which replaces A at tau = infinity.
 
-    C = G^+ J / 2, with G the Laplacian of the weights p_i p_j / (p_i + p_j). Only differences of
-    C's rows matter, and G C = J / 2 is solved with row i divided by p_i, which leaves nothing
-    small; 1 p^T fills the null space.
+    C = G^+ J / 2, with G the graph Laplacian of the weights p_i p_j / (p_i + p_j). Only
+    differences of C's rows matter. The equation G C = J / 2 is solved with row i divided by p_i,
+    so that no entry is small, and 1 p^T is added to fill the null space.
+
+    Args:
+        p: Probabilities (B, N, K), greater than 0.
+
+    Returns:
+        M, (B, N, K, K).
     """
     row, column = p.unsqueeze(-1), p.unsqueeze(-2)
     share = column / (row + column)  # (B, N, K, K): p_j / (p_i + p_j)
@@ -113,7 +149,10 @@ def _limit_system(p: Tensor) -> Tensor:
 
 
 def _pull_in_the_limit(g: Tensor, p: Tensor, z: Tensor, m: Tensor) -> Tensor:
-    """S^T g, where row i of S is p_i / (p_x + p_i) (C_i - C_x), and row x is (e_x - p) / 2."""
+    """Return S_x^T g, (S, B, N, K), at tau = infinity.
+
+    Row i of S_x is p_i / (p_x + p_i) (C_i - C_x), and row x is (e_x - p) / 2.
+    """
     others = (1 - z) * g * p / (p + (z * p).sum(-1, keepdim=True))
     to_c = _solve(m, others - z * others.sum(-1, keepdim=True))
     sampled = z * g
@@ -121,5 +160,8 @@ def _pull_in_the_limit(g: Tensor, p: Tensor, z: Tensor, m: Tensor) -> Tensor:
 
 
 def _solve(a: Tensor, b: Tensor) -> Tensor:
-    """a (B, N, K, K), b (S, B, N, K) -> like b; no look at the outcome, for which CUDA waits."""
+    """Solve a x = b for each sample: a (B, N, K, K), b (S, B, N, K) -> (S, B, N, K).
+
+    `solve_ex` does not check whether the solution succeeded; that would synchronise a CUDA device.
+    """
     return torch.linalg.solve_ex(a, b.movedim(0, -1)).result.movedim(-1, 0)

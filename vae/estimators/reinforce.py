@@ -1,4 +1,4 @@
-"""The score function."""
+"""The score function (REINFORCE) with three kinds of baseline."""
 
 from typing import Annotated
 
@@ -6,19 +6,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..categorical import gradient_of, log_prob, sample
-from ..schedules import Step
-from ..validation import Count, Decay, validated
-from .base import Estimator, Objective
+from vae.categorical import gradient_of, log_prob, sample
+from vae.estimators.base import Estimator, Objective
+from vae.schedules import Step
+from vae.utils.validation import Count, Decay, validated
 
 
 class Reinforce(Estimator):
-    """f(z) grad log q(z) at S samples, each one's baseline the mean of the others.
+    """Weight the score of each of S samples by f, less the mean of f at the other samples.
 
-    Unbiased for every f, differentiable or not. The variance falls with S and grows with the
-    number of latents. S >= 2 evaluations of f; no temperature.
+    Gradient in the logits: the mean over s of (f(z_s) - baseline_s) grad log q(z_s), with
+    baseline_s the mean of f over the other samples ("leave one out").
 
-    Kool, van Hoof & Welling (2019), https://openreview.net/forum?id=r1lgTGL5DE
+    Bias: none for every f, differentiable or not. The variance falls with S and grows with the
+        number of latents.
+    Value: an unbiased estimate of L.
+    Cost: S >= 2 evaluations of f; no temperature.
+    Reference: Kool, van Hoof & Welling (2019), https://openreview.net/forum?id=r1lgTGL5DE.
+
+    Args:
+        samples: S, at least 2.
     """
 
     @validated
@@ -29,18 +36,25 @@ class Reinforce(Estimator):
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         z = sample(logits, self.samples)  # (S, B, N, K)
         loss = f(z)  # (S, B)
-        others = (loss.sum(0) - loss) / (self.samples - 1)
-        advantage = (loss - others).detach()
+        baseline = (loss.sum(0) - loss) / (self.samples - 1)
+        advantage = (loss - baseline).detach()
         return (loss + gradient_of(advantage * log_prob(logits, z))).mean(0)
 
 
 class ReinforceMovingAverage(Estimator):
-    """f(z) grad log q(z) at one sample; the baseline is a moving average of f over past steps.
+    """Weight the score of one sample by f, less a moving average of f over past steps.
 
-    Unbiased for every f: the baseline is older than the sample. One evaluation of f; a buffer.
+    Gradient in the logits: (f(z) - average) grad log q(z).
 
-    Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030, who also divide by a moving deviation
-    where that is above 1: it would weigh this gradient anew against that of the rate.
+    Bias: none for every f, because the average does not depend on this step's sample.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f; the average is a buffer.
+    Reference: Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030. They also divide by a moving
+        standard deviation if it is above 1. That is left out, because it would change the weight
+        of this gradient against that of the KL.
+
+    Args:
+        decay: Weight of the past in the average, for each step in training mode.
     """
 
     average: Tensor
@@ -51,35 +65,53 @@ class ReinforceMovingAverage(Estimator):
         super().__init__()
         self.decay = decay
         self.register_buffer("average", torch.zeros(()))
-        self.register_buffer("seen", torch.zeros(()))  # 1 - decay^t: the average starts at 0
+        # The average starts at 0, and `seen` = 1 - decay^t corrects the bias of that after t
+        # steps. (The buffer keeps this name because checkpoints store it.)
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
-        advantage = loss.detach() - self.past(loss.detach())
+        advantage = loss.detach() - self.past_average(loss.detach())
         return (loss + gradient_of(advantage * log_prob(logits, z))).squeeze(0)
 
-    def past(self, loss: Tensor) -> Tensor:
-        """The average before this step, whose (1, B) values of f are then taken in."""
-        baseline = self.average / self.seen.clamp_min(torch.finfo(self.seen.dtype).tiny)
+    def past_average(self, loss: Tensor) -> Tensor:
+        """Return the average over past steps, then include this step in it if in training mode.
+
+        Args:
+            loss: This step's values of f, (1, B). They are ignored if their mean is not finite.
+
+        Returns:
+            The average, a scalar; 0 before the first step.
+        """
+        past = self.average / self.seen.clamp_min(torch.finfo(self.seen.dtype).tiny)
         if self.training:
             mean = loss.mean().to(self.average.dtype)
-            for old, now in ((self.average, mean), (self.seen, torch.ones_like(mean))):
-                moved = old * self.decay + now * (1 - self.decay)
-                old.copy_(torch.where(mean.isfinite(), moved, old))  # no bad step spoils it
-        return baseline
+            for buffer, value in ((self.average, mean), (self.seen, torch.ones_like(mean))):
+                updated = buffer * self.decay + value * (1 - self.decay)
+                buffer.copy_(torch.where(mean.isfinite(), updated, buffer))
+        return past
 
 
 class ReinforceLearnedBaseline(ReinforceMovingAverage):
-    """f(z) grad log q(z) at one sample; to the moving average, a network adds what the image says.
+    """Weight the score of one sample by f, less a moving average and a network's prediction.
 
-    Unbiased for every f. The network sees the image's logits, and is fitted by least squares to
-    what the average leaves of f, through the same backward pass; it learns nothing else, and the
-    encoder learns nothing from the fit. One evaluation of f; owns parameters and a buffer.
+    Gradient in the logits: (f(z) - average - network(log p)) grad log q(z). The network is fitted
+    by least squares to f - average in the same backward pass. It learns from nothing else, and the
+    encoder learns nothing from the fit.
 
-    The baselines of NVIL, Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030; there the network
-    sees the image, here its logits, so that the estimator stays one of a distribution and a
-    function.
+    Bias: none for every f, because the prediction does not depend on the sample.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f; owns parameters and a buffer.
+    Reference: the baselines of NVIL, Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030. Their
+        network sees the image. This one sees the image's log-probabilities, so that the estimator
+        needs only a distribution and a function.
+
+    Args:
+        latents: N.
+        categories: K.
+        hidden: Units of the network's hidden layer.
+        decay: Weight of the past in the average, for each step in training mode.
     """
 
     @validated
@@ -92,7 +124,7 @@ class ReinforceLearnedBaseline(ReinforceMovingAverage):
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
-        centred = loss.detach() - self.past(loss.detach())
+        centred = loss.detach() - self.past_average(loss.detach())
         predicted = self.baseline(logits.detach().log_softmax(-1)).squeeze(-1)  # (B,)
         advantage = (centred - predicted).detach()
         fit = (centred - predicted).square()

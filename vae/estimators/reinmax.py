@@ -1,21 +1,23 @@
-"""The second-order member of the straight-through family."""
+"""ReinMax, the second-order straight-through estimator."""
 
 from torch import Tensor
 
-from ..schedules import AtLeastOneSchedule, Value
-from ..validation import Count, validated
-from .base import Surrogate
+from vae.estimators.base import Surrogate
+from vae.schedules import AtLeastOneSchedule, Value
+from vae.utils.validation import Count, validated
 
 
 class ReinMax(Surrogate):
-    """Heun's rule where straight-through has Euler's: 2 J(m) g - J(p) g / 2 for the gradient.
+    """Improve straight-through to second order: Heun's integration rule replaces Euler's.
 
-    J(q) = diag(q) - q q^T, p = softmax(logits), m = (z + softmax(logits / tau)) / 2. Exact in
-    expectation at tau = 1 when f is quadratic in each z_n, and of second order otherwise; at any
-    other tau biased even for linear f. At tau = 1 it is the ZGR estimator of Shekhovtsov (2023).
-    The value is an unbiased estimate of L. One evaluation of f per sample.
+    Gradient in the logits: 2 J(m) g - J(p) g / 2 with m = (z + softmax(logits / tau)) / 2.
 
-    Liu et al. (2023), https://arxiv.org/abs/2304.08612, Algorithm 2; tau is at least 1 there.
+    Bias: none at tau = 1 if f is quadratic in each z_n, so the method is of second order. At any
+        other tau there is a bias even for linear f.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample.
+    Reference: Liu et al. (2023), https://arxiv.org/abs/2304.08612, Algorithm 2, which takes
+        tau >= 1. At tau = 1 it is the ZGR estimator of Shekhovtsov (2023).
     """
 
     @validated
@@ -25,5 +27,6 @@ class ReinMax(Surrogate):
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
         p = logits.softmax(-1)
         m = (z + (logits / temperature).softmax(-1)) / 2
-        m = (logits + (m.log() - logits).detach()).softmax(-1)  # the same value; its Jacobian J(m)
+        # Written as the softmax of logits + constant, m keeps its value and has the Jacobian J(m).
+        m = (logits + (m.log() - logits).detach()).softmax(-1)
         return 2 * m - p / 2

@@ -1,30 +1,36 @@
-"""The score function with a relaxed sample for a control variate."""
+"""REBAR and RELAX: the score function with a relaxed sample as its control variate."""
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from ..categorical import conditional_gumbel, gradient_of, gumbel_noise, one_hot_argmax
-from ..schedules import Step
-from ..validation import Count, Positive, validated
-from .base import Estimator, Objective
+from vae.categorical import conditional_gumbel, gradient_of, gumbel_noise, one_hot_argmax
+from vae.estimators.base import Estimator, Objective
+from vae.schedules import Step
+from vae.utils.validation import Count, Positive, validated
 
 Parameters = dict[str, Tensor]
 
 
 class ControlVariate(Estimator):
-    """(f(b) - c(z')) grad log q(b) + grad c(z) - grad c(z'): b = argmax z, z' ~ z given b.
+    """Subtract a control variate c from f in the score function, and add c's own gradient back.
 
-    z = log p + G, and c is any differentiable function of it. Unbiased for every f and every c.
-    c is fitted by minimising the square of the gradient estimate, which has the same gradient as
-    its variance; the fit reaches the parameters of c and nothing else, and neither does c reach
-    whatever f closes over. Three evaluations of f and a double backward.
+    Let z = log p + G be the perturbed log-probabilities, b = argmax z the code, and z' a second
+    draw of z given b. Here z is not a code, unlike in the other estimators. The gradient in the
+    logits is
 
-    Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
+        (f(b) - c(z')) grad log q(b) + grad c(z) - grad c(z'),
+
+    which is unbiased for every f and every differentiable c. The parameters of c are fitted by
+    minimising the squared gradient estimate, whose gradient is that of the variance. Nothing else
+    learns from the fit, and c passes no gradient to what f depends on.
+
+    References:
+        Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
     """
 
     control: nn.Module
-    """c: perturbed log-probabilities (1, B, N, K) and f -> (B,)."""
+    """c: takes perturbed log-probabilities (1, B, N, K) and f, returns (B,)."""
 
     def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
         theta = logits.detach()
@@ -33,28 +39,30 @@ class ControlVariate(Estimator):
         loss = f(b).squeeze(0)  # (B,)
         score = b.squeeze(0) - theta.softmax(-1)  # grad log q(b)
 
-        def difference(theta: Tensor, own: Parameters) -> tuple[Tensor, Tensor]:
-            """c(z) - c(z'), and c(z') beside it."""
+        def difference(theta: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+            """Return c(z) - c(z'), summed over the batch, and c(z') as an extra output."""
             log_p = theta.log_softmax(-1)
-            c = functional_call(self.control, own, (log_p + noise, f))
-            c_given_b = functional_call(self.control, own, (conditional_gumbel(log_p, b), f))
+            c = functional_call(self.control, parameters, (log_p + noise, f))
+            c_given_b = functional_call(
+                self.control, parameters, (conditional_gumbel(log_p, b), f)
+            )
             return (c - c_given_b).sum(), c_given_b
 
-        def square(own: Parameters) -> tuple[Tensor, Tensor]:
-            """Of the estimate, mean over the batch, and the estimate (B, N, K) beside it."""
-            slope, c_given_b = grad(difference, has_aux=True)(theta, own)
+        def square(parameters: Parameters) -> tuple[Tensor, Tensor]:
+            """Return the mean squared estimate, and the estimate (B, N, K) as an extra output."""
+            slope, c_given_b = grad(difference, has_aux=True)(theta, parameters)
             estimate = (loss.detach() - c_given_b)[:, None, None] * score + slope
             return estimate.square().sum((-2, -1)).mean(), estimate
 
-        own = dict(self.control.named_parameters())
-        with torch.no_grad():  # but for what grad asks for itself
-            slopes, estimate = grad(square, has_aux=True)(own)
-        fit = sum(gradient_of(own[name] * slope).sum() for name, slope in slopes.items())
+        parameters: Parameters = dict(self.control.named_parameters())
+        with torch.no_grad():  # `grad` records what it needs; nothing else has to be recorded
+            slopes, estimate = grad(square, has_aux=True)(parameters)
+        fit = sum(gradient_of(parameters[name] * slope).sum() for name, slope in slopes.items())
         return loss + gradient_of((estimate * logits).sum((-2, -1))) + fit
 
 
 class RelaxedObjective(nn.Module):
-    """eta f(softmax(z / lambda)), with eta and lambda learned."""
+    """The control variate eta f(softmax(z / lambda)), with eta and lambda learned."""
 
     def __init__(self, temperature: float, scale: float) -> None:
         super().__init__()
@@ -62,12 +70,11 @@ class RelaxedObjective(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, z: Tensor, f: Objective) -> Tensor:
-        """Perturbed log-probabilities (1, B, N, K) -> (B,)."""
         return self.scale * f((z / self.log_temperature.exp()).softmax(-1)).squeeze(0)
 
 
 class RelaxedObjectiveAndNetwork(RelaxedObjective):
-    """eta f(softmax(z / lambda)) + a network of z."""
+    """The control variate eta f(softmax(z / lambda)) + network(z)."""
 
     def __init__(
         self, latents: int, categories: int, hidden: int, temperature: float, scale: float
@@ -82,11 +89,18 @@ class RelaxedObjectiveAndNetwork(RelaxedObjective):
 
 
 class Rebar(ControlVariate):
-    """The control variate is f itself, at the relaxed sample: c(z) = eta f(softmax(z / lambda)).
+    """Use f itself at a relaxed sample as the control variate of the score function.
 
-    Unbiased for every f that is differentiable inside the simplex.
+    Gradient in the logits: that of `ControlVariate` with c(z) = eta f(softmax(z / lambda)).
 
-    Tucker et al. (2017), https://arxiv.org/abs/1703.07370.
+    Bias: none for every f that is differentiable inside the simplex.
+    Value: an unbiased estimate of L.
+    Cost: three evaluations of f and a double backward pass; owns parameters.
+    Reference: Tucker et al. (2017), https://arxiv.org/abs/1703.07370.
+
+    Args:
+        temperature: Initial value of lambda, which is learned.
+        scale: Initial value of eta, which is learned.
     """
 
     @validated
@@ -96,9 +110,22 @@ class Rebar(ControlVariate):
 
 
 class Relax(ControlVariate):
-    """REBAR's control variate plus a network of z.
+    """Use REBAR's control variate plus a network of the perturbed log-probabilities.
 
-    Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
+    Gradient in the logits: that of `ControlVariate` with
+    c(z) = eta f(softmax(z / lambda)) + network(z).
+
+    Bias: none for every f that is differentiable inside the simplex.
+    Value: an unbiased estimate of L.
+    Cost: three evaluations of f and a double backward pass; owns parameters.
+    Reference: Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
+
+    Args:
+        latents: N.
+        categories: K.
+        hidden: Units of the network's hidden layer.
+        temperature: Initial value of lambda, which is learned.
+        scale: Initial value of eta, which is learned.
     """
 
     @validated

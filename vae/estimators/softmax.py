@@ -1,18 +1,24 @@
-"""No sample at all."""
+"""The softmax of the logits in place of a sample."""
 
 from torch import Tensor
 
-from ..schedules import PositiveSchedule, Step
-from ..validation import validated
-from .base import Pathwise
+from vae.estimators.base import Pathwise
+from vae.schedules import PositiveSchedule, Step
+from vae.utils.validation import validated
 
 
 class Softmax(Pathwise):
-    """softmax(logits / tau): the deterministic differentiable stand-in for argmax, without noise.
+    """Evaluate f at softmax(logits / tau), without any noise: a continuous auto-encoder.
 
-    A continuous auto-encoder. Its value estimates neither L nor a bound, and nothing keeps the
-    decoder able to read one-hot codes: expect a large gap between the training objective and the
-    evaluated bounds. A baseline for what sampling brings. One evaluation of f; no noise.
+    It shows what sampling brings. Nothing teaches the decoder to read one-hot codes, so expect a
+    large gap between the training objective and the evaluated bounds.
+
+    Bias: the gradient is exact for f(softmax(logits / tau)), which is not L.
+    Value: neither an estimate of L nor a bound.
+    Cost: one evaluation of f.
+
+    Args:
+        temperature: tau, a number or a schedule, greater than 0.
     """
 
     @validated
@@ -21,5 +27,5 @@ class Softmax(Pathwise):
         self.temperature = temperature
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:
-        """(B, N, K) logits -> (1, B, N, K), inside the simplex."""
+        """Return points inside the simplex: (B, N, K) logits -> (1, B, N, K)."""
         return (logits / self.temperature(step)).softmax(-1).unsqueeze(0)

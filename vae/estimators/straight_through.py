@@ -2,19 +2,21 @@
 
 from torch import Tensor
 
-from ..schedules import Value
-from .base import Surrogate
+from vae.estimators.base import Surrogate
+from vae.schedules import Value
 
 
 class StraightThrough(Surrogate):
-    """The gradient of softmax(logits / tau) in place of the sample's.
+    """Draw z from q, and use the gradient of softmax(logits / tau) for that of z.
 
-    Exact in expectation at tau = 1 when f is linear in each z_n; of first order otherwise, and
-    biased even for linear f at any other tau. The value is an unbiased estimate of L. One
-    evaluation of f per sample.
+    Gradient in the logits: J(p_tau) g / tau with p_tau = softmax(logits / tau).
 
-    Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432, with the
-    softmax's Jacobian in place of the identity.
+    Bias: none at tau = 1 if f is linear in each z_n, so the method is of first order. At any other
+        tau there is a bias even for linear f.
+    Value: an unbiased estimate of L.
+    Cost: one evaluation of f per sample.
+    Reference: Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432, here with the
+        Jacobian of the softmax in place of the identity.
     """
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:

@@ -1,43 +1,26 @@
-"""Straight-through on the argmax: the oldest trick, kept as a baseline."""
+"""Straight-through on the argmax, the oldest method, kept as a baseline."""
 
-import torch
 from torch import Tensor
 
-from ..categorical import one_hot_argmax
-from ..schedules import Step
-from .base import Pathwise
-
-
-class _ArgmaxIdentity(torch.autograd.Function):
-    """one_hot(argmax) forward, the identity backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits: Tensor) -> Tensor:
-        return one_hot_argmax(logits)
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient
+from vae.categorical import gradient_of, one_hot_argmax
+from vae.estimators.base import Pathwise
+from vae.schedules import Step
 
 
 class StraightThroughArgmax(Pathwise):
-    """One-hot argmax(logits) forward; the gradient passes to the logits unchanged.
+    """Evaluate f at the one-hot argmax of the logits, and pass the gradient on unchanged.
 
-    What is wrong with it: the code is the mode of q and no sample of it, so the value is not an
-    estimate of L and "distortion + KL" is not a bound (`elbo_map` in evaluation is the bound that
-    fits). The identity is the Jacobian of nothing: the gradient does not sum to zero over the
-    categories, so that the logits drift along the direction that softmax ignores, and the size of
-    a step does not fall as q becomes certain. Deterministic; one evaluation of f; no temperature.
+    Gradient in the logits: g. There is no noise and no temperature.
 
-    Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432.
+    Bias: yes, in two ways, because the identity is not the Jacobian of a softmax. The gradient
+        does not sum to zero over the categories, so the logits drift in the direction that
+        softmax ignores. And the gradient does not shrink as q becomes certain.
+    Value: no estimate of L. The code is the mode of q and not a sample, so "distortion + KL" is
+        not a bound; the bound that fits such an encoder is `elbo_map` in vae.evaluation.
+    Cost: one evaluation of f.
+    Reference: Bengio, Leonard & Courville (2013), https://arxiv.org/abs/1308.3432.
     """
 
     def sample(self, logits: Tensor, step: Step) -> Tensor:
-        """(B, N, K) logits -> (1, B, N, K), the mode with the identity for its gradient."""
-        return _ArgmaxIdentity.apply(logits).unsqueeze(0)
+        """Return the mode of q, one-hot: (B, N, K) logits -> (1, B, N, K)."""
+        return (one_hot_argmax(logits) + gradient_of(logits)).unsqueeze(0)

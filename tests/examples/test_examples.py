@@ -1,0 +1,29 @@
+"""The example scripts run as the README says, and train."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(r"(\w+) +step +(\d+) +loss +([\d.]+) nats per image")
+
+
+def test_one_training_step_prints_losses_that_fall():
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "one_training_step.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    losses: dict[str, list[float]] = {}
+    for line in process.stdout.splitlines():
+        name, _, loss = LINE.fullmatch(line).groups()
+        losses.setdefault(name, []).append(float(loss))
+    assert set(losses) == {"ReinMax", "REINFORCE"}
+    for curve in losses.values():
+        assert len(curve) == 5
+        assert curve[-1] < 0.7 * curve[0]

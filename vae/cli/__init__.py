@@ -1,0 +1,1 @@
+"""The two commands: their arguments, messages and exit statuses."""

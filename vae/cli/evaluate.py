@@ -1,0 +1,240 @@
+"""Compare finished runs: `python evaluate.py outputs/RUN_OR_SWEEP [...]`.
+
+The best and the last model of each run are measured on the same test images with the same noise.
+The numbers are cached in the run folder as evaluation.json. Runs that differ in their seed alone
+are one group, and make one row. All bounds are of the discrete model, in nats per image.
+
+With --gradients, the gradients that estimators give the encoder are measured instead.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vae.runs.folder import find_runs
+from vae.utils.errors import UserError
+from vae.utils.runtime import configure_process
+from vae.utils.stdout import OutputClosed, print_or_raise
+
+if TYPE_CHECKING:
+    from vae.comparison.table import Comparison
+
+# Everything that imports torch or pandas is imported in functions, so that --help is fast.
+
+
+def main() -> int:
+    """Run the command, and return its exit status."""
+    arguments = _parse()
+    try:
+        configure_process()
+        _create_folder(arguments.output)
+        return _compare_gradients(arguments) if arguments.gradients else _compare_bounds(arguments)
+    except UserError as error:
+        _complain(error)
+        return 2
+    except (OSError, OutputClosed) as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0; 1 if nothing could be compared; 2 if the command line is wrong.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder above some")
+    add(
+        "--model", choices=["best", "last"], help="default: the best, or the last if there is none"
+    )
+    add("--runs", action="store_true", dest="per_run", help="one row per run instead of per group")
+    add(
+        "--baseline",
+        metavar="GROUP",
+        help="add differences to a group, paired by seed: reinmax, or estimator=reinmax,latents=8",
+    )
+    add(
+        "--by",
+        choices=["elbo", "importance_weighted", "log_likelihood"],
+        default="elbo",
+        help="the bound by which groups are ordered and compared (default: elbo)",
+    )
+    add(
+        "--importance-samples",
+        type=_count,
+        metavar="M",
+        help="samples of the importance-weighted bound (default: as many as the run's own)",
+    )
+    add(
+        "--data-root", metavar="FOLDER", help="read images from here, not from the run's data.root"
+    )
+    add("--format", choices=["table", "markdown", "csv", "json"], default="table")
+    add("--output", type=Path, metavar="FOLDER", help="write tables, figures and index.html here")
+    add = parser.add_argument_group("to measure gradients instead of bounds").add_argument
+    add("--gradients", action="store_true", help="bias, deviation, cosine and signal-to-noise")
+    add(
+        "--estimators",
+        type=lambda names: names.split(","),
+        metavar="NAMES",
+        help="options, or all; with other settings: reinmax:temperature=1 "
+        "(default: the run's own estimator as it was trained)",
+    )
+    add("--draws", type=_count, metavar="R", help="draws of the noise, 2 or more (default: 1000)")
+    arguments = parser.parse_args()
+    if not arguments.gradients and (arguments.estimators or arguments.draws):
+        parser.error("--estimators and --draws need --gradients")
+    of_bounds = (arguments.per_run, arguments.baseline, arguments.importance_samples)
+    if arguments.gradients and (any(of_bounds) or arguments.by != "elbo"):
+        parser.error(
+            "--runs, --baseline, --by and --importance-samples cannot be used with --gradients"
+        )
+    if arguments.draws == 1:
+        parser.error("--draws: one draw has no standard deviation; use 2 or more")
+    return arguments
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _compare_bounds(arguments: argparse.Namespace) -> int:
+    """Print the table of groups or of runs, and write the report if a folder is given."""
+    from tqdm import tqdm
+
+    from vae.comparison import report
+    from vae.comparison.collect import DataCache, collect
+    from vae.comparison.render import flatten, readable, render
+    from vae.comparison.table import Selection, compare, group_table, numbers, run_table
+
+    data_cache = DataCache(arguments.data_root)
+    selection = Selection(arguments.model, arguments.by)
+    folders = tqdm(_find_runs(arguments.runs), unit=" runs", leave=False, disable=None)
+    table = collect(folders, data_cache, arguments.importance_samples, _complain)
+    comparisons = compare(table, selection)
+    if all(comparison.runs.empty for comparison in comparisons.values()):
+        reasons = Counter(r for comparison in comparisons.values() for r in comparison.excluded)
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        _complain("nothing could be compared" + (f": {why}" if why else ""))
+        return 1
+    for title, comparison in comparisons.items():
+        if not comparison.runs.empty and numbers(comparison.runs, arguments.by).isna().all():
+            _complain(f"{title}: no run has a {arguments.by}, so groups are ordered by the ELBO")
+    baselines = _find_baselines(comparisons, arguments.baseline)
+    groups = {
+        title: group_table(comparison, selection, baselines.get(title))
+        for title, comparison in comparisons.items()
+    }
+    if arguments.per_run:
+        shown = {title: run_table(comparison) for title, comparison in comparisons.items()}
+    else:
+        layout = readable if arguments.format in ("table", "markdown") else flatten
+        shown = {title: layout(table) for title, table in groups.items()}
+    print_or_raise(render(shown, arguments.format))
+    if arguments.output:
+        page = report.write(comparisons, groups, selection, data_cache, arguments.output)
+        print(f"\nReport: {page}", file=sys.stderr)
+    return 0
+
+
+def _find_baselines(
+    comparisons: "dict[str, Comparison]", description: str | None
+) -> dict[str, str]:
+    """Return the label of the baseline in each data set that has it, by title.
+
+    Raises:
+        UserError: No data set has it.
+    """
+    from vae.comparison.table import find_group
+
+    baselines, errors = {}, []
+    for title, comparison in comparisons.items() if description else ():
+        try:
+            baselines[title] = find_group(comparison, description)
+        except UserError as error:
+            errors.append(error)
+    if errors and not baselines:
+        raise errors[0]
+    return baselines
+
+
+def _compare_gradients(arguments: argparse.Namespace) -> int:
+    """Print the quality of gradients, and write tables and figures if a folder is given."""
+    import pandas as pd
+
+    from vae.cli.estimators import build_estimators, expand_names
+    from vae.comparison import report
+    from vae.comparison.collect import DataCache
+    from vae.comparison.gradients import measure
+    from vae.comparison.render import render
+    from vae.config.load import SavedRun
+    from vae.tracking.metrics import read_metrics
+
+    names = expand_names(arguments.estimators) if arguments.estimators else None
+    data_cache = DataCache(arguments.data_root)
+    rows, curves = [], {}
+    for folder in _find_runs(arguments.runs):
+        try:
+            run = SavedRun(folder)
+            data, _ = data_cache.get(run)
+            estimators = build_estimators(names, run) if names else None
+            measured = measure(run, estimators, data, arguments.model, arguments.draws or 1000)
+            metrics = read_metrics(folder)
+        except UserError as error:
+            _complain(error)
+            continue
+        for name, quality in measured.quality.items():
+            rows.append({"title": measured.title, "run": str(folder), "estimator": name})
+            rows[-1] |= quality._asdict()
+        if "gradient/bias" in metrics:
+            curves[folder] = measured.trained_with, metrics
+    if not rows:
+        _complain("nothing could be measured")
+        return 1
+    by_title = pd.DataFrame(rows).groupby("title", sort=False)
+    shown = {str(title): table.drop(columns="title") for title, table in by_title}
+    print_or_raise(render(shown, arguments.format, digits=3))
+    if arguments.output:
+        report.write_gradients(shown, curves, arguments.output)
+    return 0
+
+
+def _create_folder(output: Path | None) -> None:
+    """Create the folder of the report before anything is measured.
+
+    Raises:
+        UserError: The folder cannot be created or written to.
+    """
+    if output is None:
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}") from error
+
+
+def _find_runs(paths: list[Path]) -> list[Path]:
+    """Return every run folder at or below the paths, each once."""
+    found = {}
+    for path in paths:
+        folders = find_runs(path)
+        if not folders:
+            _complain(f"{path} is no run folder, and there is none below it")
+        found |= {folder.resolve(): folder for folder in folders}
+    return list(found.values())
+
+
+def _complain(message: object) -> None:
+    print(f"evaluate.py: {message}", file=sys.stderr)

@@ -1,0 +1,282 @@
+"""Figures of finished runs. An estimator has the same colour, marker and line in all of them.
+
+The colours are those of Okabe & Ito (2008) except yellow, which is too light on white. They can be
+told apart with every kind of colour vision. Save figures with `bbox_inches="tight"`: legends and
+long labels are outside of the canvas.
+"""
+
+import textwrap
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from vae.comparison.table import Comparison, numbers
+from vae.config.describe import option_targets
+
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+_MARKERS = ["o", "s", "^", "D", "v"]
+_LINES = ["-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2))]
+_MOST_COMMON = [  # each has a colour; all other options share these colours
+    *("straight_through", "straight_through_gumbel", "gumbel_softmax", "reinmax", "reinforce"),
+    *("exact", "disarm"),
+]
+_LEGEND_ROWS = 40
+_NO_NOISE, _WORST_BIAS = 0.02, 2.0  # relative; beyond them, an estimator is named and not drawn
+
+
+class Style(NamedTuple):
+    """How something is drawn: the arguments of matplotlib."""
+
+    color: str
+    marker: str
+    linestyle: str | tuple[int, tuple[int, ...]]
+
+
+def style(method: str, turn: int = 0) -> Style:
+    """Return how an estimator or objective is drawn, in every figure.
+
+    Args:
+        method: The name of its option. Any other name gets a style from its hash.
+        turn: 0 for its first group in a figure, 1 for its second one, and so on.
+    """
+    index = _option_order().get(method, zlib.crc32(method.encode()))
+    turn += index // len(_COLOURS)
+    return Style(
+        _COLOURS[index % len(_COLOURS)],
+        _MARKERS[turn % len(_MARKERS)],
+        _LINES[turn % len(_LINES)],
+    )
+
+
+@cache
+def _option_order() -> dict[str, int]:
+    """Return the positions of all options, the most common estimators first."""
+    options = {*option_targets("estimator"), *option_targets("objective")}
+    order = [*_MOST_COMMON, *sorted(options - {*_MOST_COMMON})]
+    return {name: index for index, name in enumerate(order)}
+
+
+def styles(comparison: Comparison) -> dict[str, Style]:
+    """Return the style of each group by its label; groups of one estimator share its colour."""
+    turns: Counter[str] = Counter()
+    drawn = {}
+    for label, method in comparison.methods.sort_index().items():
+        drawn[str(label)] = style(method, turns[method])
+        turns[method] += 1
+    return drawn
+
+
+def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) -> Figure:
+    """Draw the ELBO during training: the mean over seeds, in a band from worst to best seed.
+
+    The ELBO is that of held-out images if every run has some, else that of training images. Steps
+    that a seed lacks are left out.
+
+    Args:
+        comparison: The groups.
+        metrics: The metrics of each run, by its folder.
+    """
+    runs = comparison.runs["run", "folder"]
+    metrics = {run: metrics[run] for run in runs if not metrics[run].empty}
+    held_out = all("elbo/valid" in lines for lines in metrics.values())
+    name = "elbo/valid" if held_out else "elbo/train"
+    figure, (axes,) = _figure()
+    final = []
+    for label, look in _groups(comparison):
+        folders = comparison.runs_of(label)["run", "folder"]
+        seeds = [metrics[run].set_index("step")[name] for run in folders if run in metrics]
+        curves = pd.concat(seeds, axis="columns").dropna() if seeds else pd.DataFrame()
+        if curves.empty:
+            continue
+        mean, low, high = curves.mean(axis=1), curves.min(axis=1), curves.max(axis=1)
+        axes.plot(mean, color=look.color, linestyle=look.linestyle, label=label)
+        axes.fill_between(curves.index, low, high, color=look.color, alpha=0.2, linewidth=0)
+        final.append(mean.iloc[-1])
+    axes.set(xlabel="step", ylabel=f"ELBO, {'held-out' if held_out else 'training'} images")
+    if final:
+        axes.set_ylim(*_window(pd.concat([lines[name] for lines in metrics.values()]), final))
+    _add_legend(axes)
+    return figure
+
+
+def rate_distortion(comparison: Comparison) -> Figure:
+    """Draw every run by its rate and distortion; along each grey line, the ELBO is constant."""
+    figure, (axes,) = _figure()
+    for label, look in _groups(comparison):
+        runs = comparison.runs_of(label)
+        axes.plot(
+            numbers(runs, "rate"),
+            numbers(runs, "distortion"),
+            linestyle="none",
+            marker=look.marker,
+            color=look.color,
+            alpha=0.8,
+            label=label,
+        )
+    reconstruction = -numbers(comparison.runs, "distortion")
+    low, high = axes.get_xlim()
+    bottom, top = sorted(-limit for limit in _window(reconstruction, reconstruction))
+    for elbo in MaxNLocator(8).tick_values(bottom + low, top + high):
+        axes.plot([low, high], [elbo - low, elbo - high], color="0.85", zorder=0, linewidth=1)
+    axes.set(xlabel="rate, nats", ylabel="distortion, nats", xlim=(low, high), ylim=(bottom, top))
+    _add_legend(axes)
+    return figure
+
+
+def final_bounds(comparison: Comparison) -> Figure:
+    """Draw the test ELBO of every seed and the mean of each group, the best group on top."""
+    values = {
+        label: numbers(comparison.runs_of(label), "elbo") for label, _ in _groups(comparison)
+    }
+    means = pd.Series({label: values[label].mean() for label in values})
+    means = means.sort_values(ascending=False, kind="stable")
+    figure, (axes,) = _figure(height=0.7 + 0.3 * len(means))
+    low, high = _window(numbers(comparison.runs, "elbo"), means)
+    looks = styles(comparison)
+    for row, (label, mean) in enumerate(means.items()):
+        color, elbos = looks[label].color, values[label]
+        visible = elbos[elbos >= low]
+        rows = [row] * len(visible)
+        axes.plot(visible, rows, looks[label].marker, color=color, alpha=0.6, linestyle="none")
+        if mean >= low:
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=color, linewidth=2)
+        if len(visible) < len(elbos):
+            text = f"◂ {elbos.min():.1f}"
+            axes.annotate(text, (low, row), color=color, va="center", fontsize="small")
+    axes.set_yticks(range(len(means)), list(means.index))
+    axes.set(xlabel="test ELBO, nats", xlim=(low, high), ylim=(len(means) - 0.5, -0.5))
+    return figure
+
+
+def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
+    """Draw one point per estimator: relative deviation to the right, relative bias upwards.
+
+    The bar is one standard error of the bias. Estimators without noise, and those whose bias is
+    far above that of a zero gradient, are named below the figure instead.
+
+    Args:
+        measured: A table with the columns estimator, bias, bias_error and deviation.
+        title: What was measured.
+    """
+    figure, (axes,) = _figure()
+    is_drawn = (measured["deviation"] > _NO_NOISE) & (measured["bias"] < _WORST_BIAS)
+    turns: Counter[str] = Counter()
+    for row in measured[is_drawn].itertuples():
+        option, _, _ = row.estimator.partition(":")  # reinmax:temperature=1 has reinmax's colour
+        look = style(option, turns[option])
+        turns[option] += 1
+        axes.errorbar(
+            row.deviation,
+            row.bias,
+            yerr=row.bias_error,
+            fmt=look.marker,
+            color=look.color,
+            markersize=7,
+            capsize=3,
+            label=row.estimator,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.axhline(0, color="0.8", zorder=0)
+    others = [f"{row.estimator} {row.bias:.2f}" for row in measured[~is_drawn].itertuples()]
+    not_shown = f"\nNot shown, relative bias: {', '.join(others)}" if others else ""
+    axes.set_xlabel("relative standard deviation of one draw" + not_shown)
+    axes.set_ylabel("relative bias")
+    axes.set_title(textwrap.fill(title, 75), fontsize="small", loc="left")
+    _add_legend(axes)
+    return figure
+
+
+def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Figure:
+    """Draw bias, variance and cosine of each run's gradient at the model that it trains.
+
+    The bias is drawn in a band of one standard error.
+
+    Args:
+        curves: The estimator of each run and its metrics, by the folder of the run. The folder
+            names the line if there are several runs of one estimator.
+    """
+    runs = Counter(estimator for estimator, _ in curves.values())
+    figure, axes = _figure(panels=3)
+    turns: Counter[str] = Counter()
+    for folder, (estimator, metrics) in curves.items():
+        look = style(estimator, turns[estimator])
+        turns[estimator] += 1
+        for axis, name in zip(axes, ("bias", "variance", "cosine"), strict=True):
+            points = metrics.dropna(subset=[f"gradient/{name}"])
+            axis.plot(
+                points["step"],
+                points[f"gradient/{name}"],
+                color=look.color,
+                linestyle=look.linestyle,
+                label=estimator if runs[estimator] == 1 else folder.name,
+            )
+            if name == "bias" and "gradient/bias_error" in points:
+                bias, error = points["gradient/bias"], points["gradient/bias_error"]
+                low, high = (bias - error).clip(0), bias + error
+                axis.fill_between(points["step"], low, high, color=look.color, alpha=0.15, lw=0)
+    for axis, label in zip(axes, ("relative bias", "relative variance", "cosine"), strict=True):
+        axis.set(xlabel="step", ylabel=label)
+    axes[1].set_yscale("log")
+    _add_legend(axes[-1])
+    return figure
+
+
+def _groups(comparison: Comparison) -> list[tuple[str, Style]]:
+    """Return label and style of each group that has a run, the best group first."""
+    looks = styles(comparison)
+    return [(label, looks[label]) for label in comparison.runs["run", "group"].unique()]
+
+
+def _window(values: Sequence[float], final: Sequence[float]) -> tuple[float, float]:
+    """Return limits of an axis that show the better half of the final values, and their range.
+
+    What is far below them is cut off.
+    """
+    values, final = np.asarray(values, dtype=float), np.asarray(final, dtype=float)
+    best, median = final.max(), np.median(final)
+    reach = max(4 * (best - median), 0.15 * abs(best), 5.0)
+    low, high = max(np.nanmin(values), best - reach), np.nanmax(values)
+    margin = 0.04 * (high - low) + 0.5
+    return low - margin, high + margin
+
+
+def _figure(panels: int = 1, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side.
+
+    It is made without pyplot, which keeps every figure in memory and looks for a screen.
+    """
+    figure = Figure(figsize=(5 * panels, height), dpi=110)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    figure.subplots_adjust(0, 0, 1, 1, wspace=0.3)  # the panels fill the canvas, labels stick out
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="0.92")
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _add_legend(axes: Axes) -> None:
+    """Add a legend to the right of a panel, outside of the canvas."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1),
+        borderaxespad=0,
+        frameon=False,
+        ncols=1 + (len(labels) - 1) // _LEGEND_ROWS,
+        fontsize="small",
+    )

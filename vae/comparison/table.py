@@ -1,0 +1,361 @@
+"""Group runs that differ in their seed alone, and compute the statistics of each group.
+
+The input is the table of `vae.comparison.collect`. The label of a group follows from the settings
+that differ between groups, never from the name of a folder.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from vae.config.describe import Setting
+from vae.data import DataSet
+from vae.training.checkpoint import Which
+from vae.utils.errors import UserError
+
+Bound = Literal["elbo", "importance_weighted", "log_likelihood"]
+BOUNDS: tuple[Bound, ...] = get_args(Bound)
+"""The bounds by which groups can be ranked."""
+
+ENOUGH_SEEDS = 3
+"""The fewest seeds that an interval is given for. Groups with fewer seeds are flagged."""
+
+_IGNORED_KEYS = (
+    *("seed", "device", "training.capture", "data.root", "data.mirror"),
+    *("importance_samples", "tracking"),
+)
+"""Keys that do not change what a run learns, and that therefore do not separate groups."""
+
+
+class Selection(NamedTuple):
+    """Which model of each run is compared, and by which bound.
+
+    Attributes:
+        model: The best or the last model; None for the best, or the last if a run has no best.
+        rank_by: The bound by which groups are ordered, and whose intervals, best seeds and
+            differences are reported.
+    """
+
+    model: Which | None = None
+    rank_by: Bound = "elbo"
+
+
+DEFAULT_SELECTION = Selection()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of one data set, and the groups that they form.
+
+    The best group comes first. Groups without a run that counts come last.
+
+    Attributes:
+        runs: The runs that count, in the order of groups and seeds: one row per run, with the
+            columns of `collect` and `("run", "group")`, the label of the group.
+        excluded: Why each other run does not count, by the label of its group.
+        methods: The estimator or objective of each group, by label.
+        settings: The settings that differ between groups: one row per group, by label.
+    """
+
+    runs: pd.DataFrame
+    excluded: pd.Series
+    methods: pd.Series
+    settings: pd.DataFrame
+
+    def runs_of(self, label: str) -> pd.DataFrame:
+        """Return the runs of one group."""
+        return self.runs[self.runs["run", "group"] == label]
+
+
+def data_title(data: DataSet, importance_samples: int) -> str:
+    """Return what the numbers of a table are measured on, and whether they bound a likelihood."""
+    grey = "" if data.binary else " (grey pixels: no likelihood)"
+    measured_on = f"{data.name}, test, {len(data.test):,} images, in nats per image{grey}"
+    return f"{measured_on}, IW bound at m = {importance_samples:,}"
+
+
+def numbers(runs: pd.DataFrame, name: str) -> pd.Series:
+    """Return one number of each run, by seed; NaN if a run does not have it."""
+    values = runs["measured"].reindex(columns=[name])[name]
+    return values.astype(float).set_axis(runs["run", "seed"])
+
+
+# Grouping
+
+
+def compare(
+    table: pd.DataFrame, selection: Selection = DEFAULT_SELECTION
+) -> dict[str, Comparison]:
+    """Group the runs of each data set.
+
+    A run counts if it is finished and the ELBO of its selected model is finite. If several runs of
+    a group have the same seed, only the first of them counts.
+
+    Returns:
+        The comparison of each data set, by the title of the data set.
+    """
+    if table.empty:
+        return {}
+    runs = _select_models(table, selection.model)
+    by_data = runs.groupby(runs["run", "data"], sort=False)
+    return {str(title): _compare(rows, selection) for title, rows in by_data}
+
+
+def _select_models(table: pd.DataFrame, model: Which | None) -> pd.DataFrame:
+    """Return one row per run: that of the selected model, or any row if the run lacks the model."""
+    folder = ("run", "folder")
+    if model is None:
+        return table.drop_duplicates([folder])  # the best model comes before the last one
+    selected = table[table["run", "model"] == model]
+    without = table[~table[folder].isin(selected[folder])].drop_duplicates([folder])
+    return pd.concat([selected, without]).sort_index()
+
+
+def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
+    """Group runs of the same data set, one row per run."""
+    settings = runs["setting"]
+    shown = differing(settings[[key for key in settings if not _is_ignored(key)]])
+    methods = runs["run", "method"]
+    labels = [
+        _label(dict(zip(shown, values, strict=True)), method)
+        for values, method in zip(settings[shown].to_numpy(), methods, strict=True)
+    ]
+    runs = runs.copy()
+    runs["run", "group"] = labels
+    reasons = _exclusion_reasons(runs["run"], numbers(runs, "elbo").to_numpy(), selection.model)
+    counted = runs[reasons.isna()]
+    ranked = _rank(counted, pd.unique(pd.Series(labels)), selection)
+    position = pd.Series(range(len(ranked)), index=ranked)
+    order = np.lexsort([counted["run", "seed"].astype(int), position[counted["run", "group"]]])
+    first = ~runs.duplicated([("run", "group")]).to_numpy()
+    return Comparison(
+        runs=counted.iloc[order],
+        excluded=reasons.set_axis(labels).dropna(),
+        methods=methods.set_axis(labels)[first][ranked],
+        settings=settings[shown].set_axis(labels)[first].loc[ranked],
+    )
+
+
+def _is_ignored(key: str) -> bool:
+    return any(key == ignored or key.startswith(f"{ignored}.") for ignored in _IGNORED_KEYS)
+
+
+def _label(settings: dict[str, Setting | None], method: str) -> str:
+    """Return the label of a group from the settings in which it differs from other groups."""
+    if set(settings) <= {"estimator"}:
+        return method
+    words = [
+        str(value) if key == "estimator" else f"{key}={value}"
+        for key, value in settings.items()
+        if value is not None
+    ]
+    return " ".join(words) or method
+
+
+def _exclusion_reasons(run: pd.DataFrame, elbo: np.ndarray, model: Which | None) -> pd.Series:
+    """Return why each run does not count; None for runs that count."""
+    lacks_model = run["model"].isna() if model is None else run["model"] != model
+    missing = "model" if model is None else f"{model} model"
+    reasons = np.select(
+        [run["status"] != "finished", lacks_model, ~np.isfinite(elbo)],
+        [run["status"], f"without a {missing}", "whose ELBO is not finite"],
+        default=None,
+    )
+    reasons = pd.Series(reasons, index=run.index)
+    repeated = run[reasons.isna()].duplicated(["group", "seed"])
+    for row in repeated.index[repeated]:
+        reasons[row] = f"a second time seed {run['seed'][row]}"
+    return reasons
+
+
+def _rank(runs: pd.DataFrame, labels: np.ndarray, selection: Selection) -> pd.Index:
+    """Return the labels of groups, the best mean first; groups that lack a number come last."""
+    bounds = list(dict.fromkeys([selection.rank_by, "elbo"]))
+    by_group = runs["measured"].reindex(columns=bounds).astype(float).groupby(runs["run", "group"])
+    means = by_group.agg(lambda values: values.mean(skipna=False)).reindex(labels)
+    return means.fillna(-math.inf).sort_values(bounds, ascending=False, kind="stable").index
+
+
+def differing(settings: pd.DataFrame) -> list[str]:
+    """Return the keys that distinguish the rows of a table of settings.
+
+    A key below another, such as estimator.temperature below estimator, is returned only if it
+    differs between rows that agree in all keys above it: another estimator has another temperature
+    anyway. A key that repeats another one, as model.latents repeats latents, is not returned.
+    """
+    keys = []
+    for key in settings:
+        above = [other for other in settings if key.startswith(f"{other}.")]
+        values = settings.groupby(above, dropna=False)[key] if above else settings[key]
+        if np.max(values.nunique(dropna=False)) > 1 and not _repeats(key, settings):
+            keys.append(key)
+    return keys
+
+
+def _repeats(key: str, settings: pd.DataFrame) -> bool:
+    """Return whether a.b has the value of b in all rows."""
+    group, _, name = key.rpartition(".")
+    return bool(group) and name in settings and settings[name].equals(settings[key].rename(name))
+
+
+def find_group(comparison: Comparison, description: str) -> str:
+    """Return the label of the one group that a description fits.
+
+    Args:
+        comparison: The groups.
+        description: The label of a group, or words with commas between them, all of which must
+            fit: `latents=8` is any setting, and `reinmax` is the method or the value of a setting
+            that differs between groups. Numbers may be written in any way.
+
+    Raises:
+        UserError: The description does not fit exactly one group.
+    """
+    words = [word.partition("=") for word in description.split(",")]
+
+    def fits(label: str) -> bool:
+        shown = comparison.settings.loc[label].to_dict()
+        shared = comparison.runs_of(label)["setting"].head(1).to_dict("records")
+        settings = {key: value for row in (*shared, shown) for key, value in row.items()}
+        names = [comparison.methods[label], *shown.values()]
+        return all(
+            _equals(settings.get(key), value)
+            if sign
+            else any(_equals(name, key) for name in names)
+            for key, sign, value in words
+        )
+
+    labels = list(comparison.settings.index)
+    found = [label for label in labels if label == description or fits(label)]
+    if len(found) != 1:
+        count = len(found) or "none"
+        raise UserError(
+            f"baseline {description}: {count} of the groups fit: {'; '.join(found or labels)}"
+        )
+    return found[0]
+
+
+def _equals(setting: Setting | None, word: str) -> bool:
+    """Return whether a setting is what a word says; numbers may be written in any way."""
+    if isinstance(setting, int | float) and not isinstance(setting, bool):
+        try:
+            return setting == float(word)
+        except ValueError:
+            return False
+    return str(setting) == word
+
+
+# Statistics
+
+
+def group_table(
+    comparison: Comparison,
+    selection: Selection = DEFAULT_SELECTION,
+    baseline: str | None = None,
+) -> pd.DataFrame:
+    """Return the statistics of each group, one row per group; nothing is rounded.
+
+    Args:
+        comparison: The groups.
+        selection: The bound that intervals, best seeds and differences are given of.
+        baseline: The label of a group. With it, the table has the differences to that group,
+            paired by seed: positive is better.
+
+    Returns:
+        A table by label with two levels of columns: `("setting", key)` for the settings that
+        differ, `("n", "")`, `("note", "")`, and `(quantity, statistic)`. The statistics are mean,
+        std, low and high (the ends of the 95 % interval of the mean), best_seed, worst_seed and
+        pairs. If a run lacks a measured number, its group has no mean of that number.
+    """
+    runs, by = comparison.runs, selection.rank_by
+    order, labels = comparison.settings.index, runs["run", "group"].to_numpy()
+    measured = runs["measured"] if len(runs) else pd.DataFrame(columns=[by])
+    statistics = {name: _MEAN_AND_STD for name in measured}
+    statistics[by] = [*_MEAN_AND_STD, *_INTERVAL, *_EXTREME_SEEDS]
+    parts = [measured.astype(float).set_axis(runs["run", "seed"]).groupby(labels).agg(statistics)]
+    if baseline is not None:
+        parts.append(_differences(comparison, by, baseline))
+    known = [("mean", lambda values: values.mean()), ("std", lambda values: values.std())]
+    costs = runs["run"].astype({"training_objective": float}).groupby(labels)
+    parts.append(
+        costs.agg({"training_objective": known, "seconds": known[:1], "steps": known[:1]})
+    )
+    table = pd.concat(parts, axis="columns").reindex(order)
+    if baseline is not None:
+        table["difference", "pairs"] = table["difference", "pairs"].fillna(0).astype(int)
+    settings = {("setting", key): values for key, values in comparison.settings.items()}
+    n = {("n", ""): [len(comparison.runs_of(label)) for label in order]}
+    notes = {("note", ""): [_note(comparison, label) for label in order]}
+    return pd.DataFrame({**settings, **n, **table, **notes}, index=order)
+
+
+_MEAN_AND_STD = [
+    ("mean", lambda values: values.mean(skipna=False)),
+    ("std", lambda values: values.std(skipna=False)),
+]
+_INTERVAL = [
+    ("low", lambda values: interval(values)[0]),
+    ("high", lambda values: interval(values)[1]),
+]
+_EXTREME_SEEDS = [
+    ("best_seed", lambda values: values.idxmax() if _can_rank(values) else None),
+    ("worst_seed", lambda values: values.idxmin() if _can_rank(values) else None),
+]
+
+
+def _can_rank(values: pd.Series) -> bool:
+    return len(values) > 1 and bool(values.notna().all())
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Return the 95 % interval of the mean by Student's t; NaN for fewer than three values.
+
+    It has its coverage if the values are normally distributed. (A percentile bootstrap of three
+    values is their range, which covers the mean only three times in four.) Student (1908), The
+    probable error of a mean.
+    """
+    if len(values) < ENOUGH_SEEDS:
+        return math.nan, math.nan
+    error = values.std(skipna=False) / math.sqrt(len(values))
+    quantiles = stats.t.ppf([0.025, 0.975], len(values) - 1)
+    low, high = values.mean(skipna=False) + error * quantiles
+    return float(low), float(high)
+
+
+def _differences(comparison: Comparison, bound: Bound, baseline: str) -> pd.DataFrame:
+    """Return the statistics of each group's differences to the baseline at seeds of both."""
+    values = numbers(comparison.runs, bound).rename("value").reset_index(names="seed")
+    values["group"] = comparison.runs["run", "group"].to_numpy()
+    is_baseline = values["group"] == baseline
+    pairs = values[~is_baseline].merge(values[is_baseline], on="seed", suffixes=("", "_baseline"))
+    differences = (pairs["value"] - pairs["value_baseline"]).groupby(pairs["group"])
+    return pd.concat(
+        {"difference": differences.agg([_MEAN_AND_STD[0], *_INTERVAL, ("pairs", len)])}, axis=1
+    )
+
+
+def _note(comparison: Comparison, label: str) -> str:
+    """Return what to know about a group: few seeds, excluded runs, mixed revisions or devices."""
+    runs, reasons = comparison.runs_of(label), comparison.excluded
+    few = [f"n < {ENOUGH_SEEDS}"] if len(runs) < ENOUGH_SEEDS else []
+    excluded = Counter(reasons[reasons.index == label])
+    distinct = {name: len(set().union(*sets)) for name, sets in runs["made_with"].items()}
+    mixed = [f"{count} {name}" for name, count in distinct.items() if count > 1]
+    return ", ".join([*few, *(f"{count} {reason}" for reason, count in excluded.items()), *mixed])
+
+
+def run_table(comparison: Comparison) -> pd.DataFrame:
+    """Return one row per run that counts, the runs of a group together; nothing is rounded."""
+    run = comparison.runs["run"]
+    columns = {"folder": "run", "group": "group", "seed": "seed"}
+    parts = [
+        run[list(columns)].rename(columns=columns),
+        comparison.runs["measured"],
+        run[["training_objective", "seconds", "steps"]],
+    ]
+    # From Python objects to the types of columns: integers, floats, strings.
+    return pd.DataFrame(pd.concat(parts, axis="columns").to_dict("records"))

@@ -1,0 +1,257 @@
+"""From a configuration to checked objects. Nothing is read, written or trained here."""
+
+from dataclasses import dataclass
+from inspect import isabstract
+from typing import Annotated, Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, ValidationError
+
+from vae import estimators
+from vae import objective as objectives
+from vae.config.describe import describe_settings
+from vae.config.instantiate import build, describe_error
+from vae.config.load import foreign_targets
+from vae.config.replicas import expand_replicas
+from vae.config.resolvers import PUBLISHED
+from vae.config.resume import LOCATION_KEYS
+from vae.data import Source
+from vae.estimators import Estimator
+from vae.model import CategoricalVAE
+from vae.objective import TrainingObjective
+from vae.optimizers import OptimizerConfig
+from vae.tracking import LoggingConfig
+from vae.training import TrainingConfig
+from vae.training.monitor import check_measurable
+from vae.utils.errors import UserError
+from vae.utils.validation import Count, Seed, frozen
+
+_GROUPS = ("data", "model", "estimator", "objective", "optimizer", "training", "tracking")
+_DEFAULT_IMAGE_SHAPE = [28, 28]  # of a model whose configuration names no shape
+
+
+@frozen
+class Settings:
+    """The keys of a configuration that are not groups."""
+
+    latents: Count
+    categories: Annotated[int, Field(ge=2)]
+    seed: Seed
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    importance_samples: Count
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one training run is made of, built and checked.
+
+    Attributes:
+        source: Where the data come from; they are not read yet.
+        objective: What is minimised, with its model and its estimator.
+        optimizer: The settings of the optimizer.
+        training: The length of training and the settings of a step.
+        logging: What is logged.
+        settings: The keys that are not groups.
+        device: The device to train on.
+        values: The resolved configuration. Schedules that last for the whole run have its length.
+        name: The name of a replica's folder; empty if the run is trained alone.
+        setting: What a replica shares with those that differ from it in the seed alone.
+    """
+
+    source: Source
+    objective: TrainingObjective
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    logging: LoggingConfig
+    settings: Settings
+    device: torch.device
+    values: dict[str, Any]
+    name: str
+    setting: str
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of the run."""
+        return self.training.total_steps(self.source.train_size)
+
+    @property
+    def is_cut_by_steps(self) -> bool:
+        """Whether `training.steps` ends the run before its epochs do."""
+        steps = self.training.steps
+        return steps is not None and steps < self.training.steps_of_all_epochs(
+            self.source.train_size
+        )
+
+    def describe(self) -> dict[str, bool | str | float | int]:
+        """Return all settings on one level, by dotted keys."""
+        return describe_settings(self.values, self.total_steps)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """The runs that one command trains together.
+
+    Attributes:
+        runs: One run, or several replicas.
+        shared_values: The configuration that the replicas were made of; None for one run.
+    """
+
+    runs: list[RunConfig]
+    shared_values: dict[str, Any] | None
+
+
+def build_experiment(config: DictConfig) -> ExperimentConfig:
+    """Build and check everything that a composed configuration describes.
+
+    Torch's generator is seeded with the seed of each run before its model is built, and is left in
+    the state after the last one.
+
+    Raises:
+        UserError: The configuration is not valid. The message names the key, the value and what
+            is allowed.
+    """
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if not isinstance(values, dict):
+        raise UserError("a configuration must be a group of keys")
+    for key in (*LOCATION_KEYS, PUBLISHED):  # option files have taken what they need of the table
+        values.pop(key, None)
+    replicas = expand_replicas({str(key): value for key, value in values.items()})
+    runs = [_build_run(r.values, r.name, r.setting) for r in replicas]
+    shared_values = None
+    if replicas[0].name:
+        shared_values = bind_schedules(values, runs[0].total_steps)
+    return ExperimentConfig(runs, shared_values)
+
+
+def _build_run(values: dict[str, Any], name: str, setting: str) -> RunConfig:
+    for group in _GROUPS:
+        if group == "estimator" and values.get(group) is None:
+            continue  # VIMCO takes none
+        if not isinstance(values.get(group), dict):
+            raise UserError(f"{group} must be a group of keys, not {values.get(group)!r}")
+    settings = _build_settings(values)
+    device = _choose_device(settings.device)
+    training = build(values, "training", TrainingConfig)
+    source = build(values, "data", Source)
+    values = bind_schedules(values, _check_length(training, source))
+    values = values | {"model": _with_image_shape(values["model"], source)}
+    torch.manual_seed(settings.seed)
+    model = build(values, "model", CategoricalVAE)
+    objective = _build_objective(values, model)
+    optimizer = build(values, "optimizer", OptimizerConfig)
+    logging = build(values, "tracking", LoggingConfig)
+    try:
+        check_measurable(objective, logging)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for target in foreign_targets(values):  # such a run folder could not be read again
+        raise UserError(f"_target_={target}: a run folder may name classes of vae/ alone")
+    return RunConfig(
+        source=source,
+        objective=objective,
+        optimizer=optimizer,
+        training=training,
+        logging=logging,
+        settings=settings,
+        device=device,
+        values=values,
+        name=name,
+        setting=setting,
+    )
+
+
+def _check_length(training: TrainingConfig, source: Source) -> int:
+    """Return the number of steps of a run."""
+    if training.patience is not None and not source.valid_size:
+        raise UserError(
+            f"training.patience={training.patience}: no images are held out to judge a model by"
+        )
+    try:
+        return training.total_steps(source.train_size)
+    except ValueError as error:
+        raise UserError(f"training.{error}") from error
+
+
+def bind_schedules(node: Any, total_steps: int) -> Any:
+    """Return a configuration in which schedules with `steps: null` last for the whole run."""
+    if isinstance(node, list):
+        return [bind_schedules(value, total_steps) for value in node]
+    if not isinstance(node, dict):
+        return node
+    bound = {key: bind_schedules(value, total_steps) for key, value in node.items()}
+    is_schedule = str(node.get("_target_")).startswith("vae.schedules.")
+    if is_schedule and "steps" in node and node["steps"] is None:
+        bound["steps"] = total_steps
+    return bound
+
+
+def _with_image_shape(model: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Return the model's configuration with the shape of the images, if that is not MNIST's."""
+    shape = list(source.image_shape)
+    if shape != _DEFAULT_IMAGE_SHAPE:
+        model = {"image_shape": shape} | model
+    given = model.get("image_shape", shape)
+    if isinstance(given, list) and given != shape:  # the model checks everything but a list
+        raise UserError(f"model.image_shape={given}: the images of data are {shape}")
+    return model
+
+
+def _build_objective(values: dict[str, Any], model: CategoricalVAE) -> TrainingObjective:
+    """Build the objective, with the estimator if the configuration names one."""
+    if values.get("estimator") is None:
+        return build(values, "objective", TrainingObjective, model=model)
+    estimator = build(values, "estimator", Estimator)
+    try:
+        estimator.check(model.latents, model.categories)
+    except ValueError as error:
+        raise UserError(f"estimator: {error}") from error
+    _check_objective_takes(values["objective"].get("_target_"), estimator)
+    return build(values, "objective", TrainingObjective, model=model, estimator=estimator)
+
+
+def _check_objective_takes(target: object, estimator: Estimator) -> None:
+    """Raise UserError if the objective takes no estimator, or estimators of another type."""
+    objective = getattr(objectives, str(target).rpartition(".")[2], None)
+    if not (isinstance(objective, type) and issubclass(objective, TrainingObjective)):
+        return  # building it will say what is wrong
+    takes = objective.takes_estimator
+    if takes is None:
+        raise UserError(f"estimator: {objective.__name__} has a gradient of its own; leave it out")
+    if not isinstance(estimator, takes):
+        known = (getattr(estimators, name) for name in estimators.__all__)
+        fits = [
+            known_class.__name__
+            for known_class in known
+            if isinstance(known_class, type)
+            and issubclass(known_class, takes)
+            and not isabstract(known_class)
+        ]
+        raise UserError(
+            f"estimator: {objective.__name__} does not take {type(estimator).__name__}; it takes "
+            f"{', '.join(fits)}"
+        )
+
+
+def _build_settings(values: dict[str, Any]) -> Settings:
+    settings = {key: value for key, value in values.items() if key not in _GROUPS}
+    try:
+        return Settings(**settings)
+    except ValidationError as error:
+        raise UserError(describe_error(error, "", Settings, values)) from error
+
+
+def _choose_device(name: str) -> torch.device:
+    available = _available_devices()
+    if name == "auto":
+        name = available[0]
+    if name not in available:
+        raise UserError(f"device={name}: not on this machine, which has {', '.join(available)}")
+    return torch.device(name)
+
+
+def _available_devices() -> list[str]:
+    """Return the types of devices of this machine, the fastest first."""
+    cuda = ["cuda"] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*cuda, *mps, "cpu"]

@@ -1,0 +1,95 @@
+"""Building an object from a node of a configuration, with errors of one readable line.
+
+The line names the key, the value and what is allowed.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from torch import nn
+
+from vae.utils.errors import UserError, close_match
+
+Built = TypeVar("Built")
+
+
+def build(values: dict[str, Any], key: str, expected: type[Built], **extra: object) -> Built:
+    """Build the object that a resolved configuration describes at `key`.
+
+    Args:
+        values: The whole configuration.
+        key: The key of a group, such as "model".
+        expected: The type that the object must have.
+        **extra: Further arguments of the constructor.
+
+    Raises:
+        UserError: The object cannot be built, or is of another type.
+    """
+    config = OmegaConf.create(values)
+    try:
+        built = hydra.utils.instantiate(config[key], _convert_="all", **extra)
+    except InstantiationException as error:
+        raise UserError(_explain(error, config)) from error
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from error
+    if not isinstance(built, expected):
+        raise UserError(f"{key}._target_={config[key].get('_target_')} is no {expected.__name__}")
+    return built
+
+
+def describe_error(
+    error: ValidationError, prefix: str, target: Any, allowed: Iterable[str]
+) -> str:
+    """Return the first thing that pydantic found wrong, in one line.
+
+    Args:
+        error: What pydantic raised.
+        prefix: What stands before the argument's name in the key: "estimator.".
+        target: The class that was to be built.
+        allowed: The names of its arguments.
+    """
+    allowed = list(allowed)
+    first = error.errors()[0]
+    location = first["loc"]
+    # A location also names the branches of a union, which are not a part of the key.
+    names = [str(part) for part in location if str(part) in allowed or isinstance(part, int)]
+    key = prefix + ".".join(names or map(str, location[:1]))
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            known = [name for name in allowed if name != location[0]]
+            suggestion = close_match(str(location[0]), known)
+            return f"{key}: {target.__name__} has no such key{suggestion}"
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{key} is missing"
+        case "value_error":
+            return f"{key.rstrip('.')}: {first['ctx']['error']}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}={_name_of(first['input'])}: {message}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without a colon at its end."""
+    return str(error).partition("\n")[0].rstrip(":")
+
+
+def _explain(error: InstantiationException, config: DictConfig) -> str:
+    """Return Hydra's message of several lines, which contains the key of the node, as one line."""
+    match = re.search(r"full_key: (\S+)", str(error))
+    key = match.group(1) if match else ""
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        target = hydra.utils.get_object(OmegaConf.select(config, f"{key}._target_"))
+        return describe_error(cause, f"{key}.", target, inspect.signature(target).parameters)
+    return f"{key}: {first_line(cause or error)}"
+
+
+def _name_of(value: object) -> str:
+    """Return a value as it stands in the configuration; of an object, the name of its class."""
+    return type(value).__name__ if isinstance(value, nn.Module) else str(value)

@@ -1,0 +1,93 @@
+"""What option files may interpolate besides other keys: `${published:lr,1e-3}` and the like.
+
+The processes of a launcher do not run `train.py` from the top, so `register_resolvers` is called
+by everything that composes or reads a configuration. Imports no torch: `--help` needs the
+resolvers too.
+
+An experiment may hold a table of the settings that each estimator was published with:
+
+    published:
+      reinmax: {optimizer: RAdam, lr: 5e-4, temperature: 1.5}
+      others: {optimizer: RAdam, lr: 5e-4}
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+PUBLISHED = "published"
+"""The key of the table."""
+
+OTHERS = "others"
+"""The row for all estimators without a row of their own."""
+
+
+def register_resolvers() -> None:
+    """Make the resolvers of this module known to OmegaConf. Repeated calls do no harm."""
+    resolvers: list[Callable[..., object]] = [published, by, run_name, mark, or_else]
+    for resolver in resolvers:
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def published(key: str, default: object, *, _root_: DictConfig) -> object:
+    """Return a setting that the chosen estimator was published with, or a default.
+
+    `${published:lr,1e-3}` is the `lr` in the estimator's row of the table, else the `lr` in the
+    row `others`, else 1e-3. This only sets the default in the option file; a value given on the
+    command line or in another config overrides it.
+    """
+    table = _root_.get(PUBLISHED)
+    if not OmegaConf.is_dict(table):  # no experiment was chosen, or it has no table
+        return default
+    estimator = OmegaConf.select(_root_, "estimator._target_") or ""
+    rows_of_estimator = [name for name in table if is_class_of(estimator, name)]
+    rows = [
+        table[name] for name in (*rows_of_estimator, OTHERS) if OmegaConf.is_dict(table.get(name))
+    ]
+    return next((row[key] for row in rows if key in row), default)
+
+
+def is_class_of(target: str, option: str) -> bool:
+    """Return whether a class belongs to an option: "vae.estimators.ReinMax" to "reinmax"."""
+    return target.rpartition(".")[2].lower() == option.replace("_", "")
+
+
+def by(key: str, choices: DictConfig, *, _root_: DictConfig) -> object:
+    """Return a setting that depends on another one: `${by:categories,{2: 240, 4: 120}}`."""
+    value = OmegaConf.select(_root_, key)
+    if value not in choices:
+        known = ", ".join(map(str, choices))
+        raise ValueError(f"{key}={value}: the experiment has settings for {known}")
+    return choices[value]
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Return the name of a run: "reinmax_4x8_seed0".
+
+    It holds the estimator and any objective except the ELBO, latents x categories, and the seeds.
+    """
+    choices = _root_.hydra.runtime.choices
+    methods = [choices.get("objective"), choices.get("estimator")]
+    names = [name for name in methods if name and name != "negative_elbo"]
+    size = f"{_root_.latents}x{_root_.categories}"
+    return "_".join([*names, size, _seeds_name(_root_.seed, _root_.seeds)])
+
+
+def mark(overrides: str) -> str:
+    """Return a few letters that stand for overrides which the name of a run does not show."""
+    return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
+
+
+def or_else(value: object, default: object) -> object:
+    """Return the value, or the default if the value is null."""
+    return default if value is None else value
+
+
+def _seeds_name(seed: int, seeds: int | Sequence[int] | None) -> str:
+    """Return seed0; for replicas seeds10, seed20_seeds10 from another seed on, or seeds3-7."""
+    if seeds is None:
+        return f"seed{seed}"
+    if isinstance(seeds, Sequence):
+        return f"seeds{'-'.join(map(str, seeds))}"
+    return f"seed{seed}_seeds{seeds}" if seed else f"seeds{seeds}"

@@ -1,0 +1,224 @@
+"""START HERE: one experiment, from its configuration to its report.
+
+`run_experiment` shows the whole way: claim the run folder, load the data, train, evaluate, report.
+The method is in `vae.objective`, `vae.estimators` and `vae.model`. The training loop is in
+`vae.training.loop`.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vae.config.build import ExperimentConfig, RunConfig
+from vae.config.load import SavedRun, to_yaml
+from vae.config.resume import holds_same_run
+from vae.data import DataSet, evaluation_images, to_float
+from vae.evaluation import CODE_TERMS, evaluate, evaluate_bounds
+from vae.runs.environment import environment, record_environment
+from vae.runs.folder import CONFIG, REPLICAS, SUMMARY, locked
+from vae.runs.status import RunStatus, read_status
+from vae.tracking import Logger, ReplicaMeanWriter, pictures
+from vae.training import Diverged, TrainingResult, TrainingRun, train
+from vae.training.checkpoint import Checkpoint, Which
+from vae.training.resume import resume_points
+from vae.utils.files import write_atomically, write_json
+from vae.utils.stdout import print_or_raise
+
+log = logging.getLogger(__name__)
+
+Bounds = dict[str, float | None]
+"""The test bounds of a model by name, in nats per image; None if a bound cannot be computed."""
+
+
+class NothingToDo(Exception):
+    """The run is finished already."""
+
+
+def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Train what a configuration describes, in `folder`, and print the test bounds.
+
+    Replicas are trained together, each in a folder of its own below `folder`. If `folder` holds a
+    part of the same run, the run is resumed. Call `vae.utils.runtime.configure_process` first.
+
+    Args:
+        config: The runs, built by `vae.config.build.build_experiment`.
+        folder: The run folder. It is created if it does not exist.
+        overrides: The overrides of the command line, which are recorded.
+
+    Raises:
+        UserError: The folder holds another run or is in use, or the data cannot be read.
+        NothingToDo: The run is finished already.
+        Interrupted: A signal asked for the end. The run can be resumed.
+        Diverged: A run has diverged. It is raised after the other runs are finished.
+        OutputClosed: The results could not be printed. They are in the folder.
+        OSError: The folder cannot be written to.
+    """
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore, which outlives a killed process
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, first = config.runs, config.runs[0]
+    folders = [folder / run.name for run in runs]
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        _check_folders(config, folder, folders)
+        data = first.source.load(first.device)
+        if config.shared_values is not None:
+            _lock_replicas(folders, stack)
+        checkpoints = resume_points(folders)
+        status = stack.enter_context(RunStatus(folders))  # before config.yaml: see _write_configs
+        _write_configs(config, folder, folders)
+        training_runs = _start_logging(config, folder, checkpoints, overrides, stack)
+        outcomes = train(training_runs, data, first.training, first.logging)
+        rows: list[dict[str, object]] = []
+        diverged: list[str] = []
+        for run, training_run, outcome in zip(runs, training_runs, outcomes, strict=True):
+            prefix = f"{run.name}: " if run.name else ""
+            if isinstance(outcome, Diverged):
+                status.set(training_run.folder, "diverged", str(outcome))
+                diverged.append(f"{prefix}{outcome}")
+                continue
+            bounds = _evaluate_and_log(run, training_run, outcome, data)
+            rows += [{"model": prefix + model, **numbers} for model, numbers in bounds.items()]
+            status.set(training_run.folder, "finished")
+    try:
+        if rows:
+            _print_report(first, data, rows, folder)
+    finally:
+        if diverged:
+            raise Diverged("; ".join(diverged))
+
+
+def _check_folders(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
+    """Raise UserError if a folder holds another run, and NothingToDo if all runs are finished."""
+    if config.shared_values is not None:
+        holds_same_run(folder, REPLICAS, config.shared_values)
+    finished = [
+        holds_same_run(run_folder, CONFIG, run.values) and read_status(run_folder) == "finished"
+        for run_folder, run in zip(folders, config.runs, strict=True)
+    ]
+    if all(finished):
+        run = config.runs[0]
+        hint = f"; training.steps={run.training.steps} ends it" if run.is_cut_by_steps else ""
+        raise NothingToDo(f"{folder} is finished: nothing to do{hint}")
+
+
+def _lock_replicas(folders: Sequence[Path], stack: ExitStack) -> None:
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        stack.enter_context(locked(folder))
+
+
+def _write_configs(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
+    """Write the configurations.
+
+    The status "running" must be written before: a finished run that is being extended must not
+    look finished if the process is killed here.
+    """
+    if config.shared_values is not None:
+        write_atomically(folder / REPLICAS, to_yaml(config.shared_values).encode())
+    for run, run_folder in zip(config.runs, folders, strict=True):
+        write_atomically(run_folder / CONFIG, to_yaml(run.values).encode())
+        run.objective.to(run.device)
+
+
+def _start_logging(
+    config: ExperimentConfig,
+    folder: Path,
+    checkpoints: Sequence[Checkpoint | None],
+    overrides: Sequence[str],
+    stack: ExitStack,
+) -> list[TrainingRun]:
+    """Open the loggers until the stack is closed, and record what the runs are made with."""
+    made_with = {"overrides": list(overrides), **environment(config.runs[0].device)}
+    steps = [checkpoint["step"] if checkpoint else 0 for checkpoint in checkpoints]
+    if max(steps):
+        log.info("resuming after step %d", max(steps))
+    mean_writers = {
+        setting: stack.enter_context(ReplicaMeanWriter(folder / setting, max(steps)))
+        for setting, count in Counter(run.setting for run in config.runs).items()
+        if count > 1
+    }
+    training_runs = []
+    for run, checkpoint, step in zip(config.runs, checkpoints, steps, strict=True):
+        run_folder = folder / run.name
+        record_environment(run_folder, made_with, step)
+        logger = stack.enter_context(Logger(run_folder, step))
+        if not step:
+            logger.text("config", to_yaml(run.values))
+        training_runs.append(
+            TrainingRun(
+                objective=run.objective,
+                optimizer=run.optimizer,
+                logger=logger,
+                folder=run_folder,
+                seed=run.settings.seed,
+                checkpoint=checkpoint,
+                mean_writer=mean_writers.get(run.setting),
+            )
+        )
+    return training_runs
+
+
+def _evaluate_and_log(
+    run: RunConfig, training_run: TrainingRun, result: TrainingResult, data: DataSet
+) -> dict[str, Bounds]:
+    """Evaluate the best and the last model of a trained run, and log and save the numbers.
+
+    Returns:
+        The test bounds by the name of the model: "best (epoch 7)".
+    """
+    saved = SavedRun(training_run.folder)
+    epochs = {"best": result.best_epoch, "last": result.epochs}
+    models = {
+        which: saved.model(which).to(run.device) for which in saved.saved_models() if epochs[which]
+    }
+
+    def evaluate_test(which: Which) -> Bounds:
+        return evaluate_bounds(models[which], data.test.images, run.settings.importance_samples)
+
+    test = saved.measure_models(models, evaluate_test)
+    on_train = evaluate(models["last"], evaluation_images(data, data.train))
+    final = next(iter(test.values()))  # of the best model, if there is one
+    # One step after the last, so that TensorBoard drops these points if the run is resumed or
+    # evaluated again.
+    step = result.steps + 1
+    results = {
+        f"{name}/test": value
+        for name, value in final.items()
+        if value is not None and name not in CODE_TERMS
+    }
+    training_run.logger.results(step, run.describe(), results)
+    if run.logging.projected:
+        images = data.test.images[: run.logging.projected]
+        training_run.logger.embedding(
+            step,
+            pictures.modes(models["last"], images),
+            data.test.labels[: len(images)],
+            to_float(images).unflatten(1, (1, *models["last"].image_shape)),
+        )
+    summary = {"data": data.name, "test": test, "train": on_train.bound_terms()}
+    write_json(training_run.folder / SUMMARY, summary | result._asdict())
+    return {f"{which} (epoch {epochs[which]})": bounds for which, bounds in test.items()}
+
+
+def _print_report(
+    run: RunConfig, data: DataSet, rows: list[dict[str, object]], folder: Path
+) -> None:
+    """Print the test bounds, one row per model, and where everything is."""
+    import pandas as pd  # takes half a second, for which training need not wait
+
+    from vae.comparison.render import render
+    from vae.comparison.table import data_title
+
+    title = data_title(data, run.settings.importance_samples)
+    if run.name:
+        hints = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
+        hints += [f"To look at them: tensorboard --logdir {folder}"]
+    else:
+        hints = [f"Run folder: {folder}", f"To look at it: tensorboard --logdir {folder.parent}"]
+    table = render({title: pd.DataFrame(rows)}, "table")
+    print_or_raise("\n".join(["", table, "", *hints]))

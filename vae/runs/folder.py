@@ -1,0 +1,74 @@
+"""The files of a run folder, the lock that one process holds on it, and finding run folders.
+
+Imports no torch: a process that is interrupted before torch is imported still removes the empty
+folder that Hydra made for it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vae.utils.errors import UserError
+
+CONFIG = "config.yaml"
+"""The resolved configuration of a run."""
+
+REPLICAS = "replicas.yaml"
+"""The configuration of several replicas, in the folder that holds the replicas' run folders."""
+
+METRICS = "metrics.jsonl"
+"""One line of numbers per epoch."""
+
+SUMMARY = "summary.json"
+"""The test bounds of a finished run, and how long it took."""
+
+STATUS = "status.json"
+"""Whether the run is running, finished, interrupted, diverged or failed."""
+
+ENVIRONMENT = "environment.json"
+"""The versions, the revision and the device that the run was made with."""
+
+EVALUATION = "evaluation.json"
+"""What `evaluate.py` measured, cached."""
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a run folder. The lock ends with its process.
+
+    Raises:
+        UserError: The folder does not exist, or another process has locked it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no run folder")
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is at work on this run") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a run folder that holds only its lock file, unless another process holds the lock."""
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} - {_LOCK}:
+        return
+    try:
+        with locked(folder):
+            (folder / _LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+    except UserError:
+        return
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return every run folder at or below a path, sorted."""
+    return sorted(Path(folder) for folder, _, files in os.walk(path) if CONFIG in files)

@@ -1,0 +1,71 @@
+"""Pictures of what a model does: tensors (1, height, width), float32 in [0, 1]."""
+
+import torch
+from torch import Tensor
+
+from vae import categorical
+from vae.data import Split, to_float
+from vae.model import CategoricalVAE
+
+_SEED = 40_000
+_GAP = 2  # pixels between tiles
+
+
+def tile(images: Tensor, shape: tuple[int, int], columns: int) -> Tensor:
+    """Arrange images (n, D) in rows of `columns` with a gap between them.
+
+    `n` must be a multiple of `columns`.
+    """
+    height, width = shape
+    tiles = images.float().reshape(-1, columns, height, width)  # (rows, columns, H, W)
+    tiles = torch.nn.functional.pad(tiles, (0, _GAP, 0, _GAP), value=0.5)
+    rows, columns, height, width = tiles.shape
+    picture = tiles.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+    return picture[:-_GAP, :-_GAP].unsqueeze(0).clamp(0, 1)
+
+
+def one_per_class_in_turn(split: Split, count: int) -> Tensor:
+    """Return at most `count` images (count, D): one image of each class in turn."""
+    rank = torch.nn.functional.one_hot(split.labels).cumsum(0)  # (n, classes)
+    rank = rank.gather(1, split.labels[:, None]).squeeze(1)  # 1 for the first of its class, 2, ...
+    order = (rank * (split.labels.max() + 1) + split.labels).argsort()
+    return split.images[order[:count]]
+
+
+@torch.no_grad()
+def reconstructions(model: CategoricalVAE, images: Tensor) -> Tensor:
+    """Draw uint8 images (n, D) in a row above their reconstructions from one sampled code."""
+    x = to_float(images)
+    generator = torch.Generator(x.device).manual_seed(_SEED)
+    z = categorical.sample(model.encode(x), 1, generator)
+    decoded = model.decode(z).sigmoid().squeeze(0)
+    return tile(torch.cat([x, decoded]), model.image_shape, len(x))
+
+
+@torch.no_grad()
+def samples(model: CategoricalVAE, rows: int = 8, columns: int = 16) -> Tensor:
+    """Draw pixel probabilities of codes from the prior; every call uses the same noise."""
+    generator = torch.Generator(model.prior_logits.device).manual_seed(_SEED)
+    return tile(model.sample(rows * columns, generator), model.image_shape, columns)
+
+
+@torch.no_grad()
+def modes(model: CategoricalVAE, images: Tensor) -> Tensor:
+    """Return the most probable codes (n, N, K) of uint8 images (n, D)."""
+    return categorical.one_hot_argmax(model.encode(to_float(images)))
+
+
+@torch.no_grad()
+def sweep(model: CategoricalVAE, images: Tensor, latent: int) -> Tensor:
+    """Draw one row per image: its most probable code with one latent set to each of K values."""
+    mode = modes(model, images)  # (B, N, K)
+    z = mode.unsqueeze(1).repeat(1, model.categories, 1, 1)  # (B, K values, N, K)
+    z[:, :, latent] = torch.eye(model.categories, device=z.device)
+    decoded = model.decode(z).sigmoid().flatten(0, 1)
+    return tile(decoded, model.image_shape, model.categories)
+
+
+def usage(probabilities: Tensor, zoom: int = 12) -> Tensor:
+    """Draw the aggregate posterior (N, K): a row per latent, white for its most used category."""
+    shade = probabilities / probabilities.amax(-1, keepdim=True)
+    return shade.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).unsqueeze(0).float()

@@ -1,0 +1,55 @@
+"""How long a run trains, and how it takes its steps."""
+
+from typing import Literal
+
+from vae.utils.validation import Count, Positive, frozen
+
+
+@frozen
+class TrainingConfig:
+    """The length of training and the settings of a step.
+
+    Attributes:
+        epochs: Training ends after this many epochs, or after `steps`, whichever comes first.
+        batch_size: Images in a batch.
+        steps: Training ends after this many steps; None for no limit besides `epochs`.
+        clip: The largest norm of the gradient; None for no clipping.
+        patience: Training ends after this many epochs without a better validation ELBO.
+        precision: The precision of the networks. Sampling, softmax and KL stay in float32.
+        on_nan: What to do if a loss is not finite: end the run, or skip the step. To skip steps,
+            every step waits for the device. On devices other than the CPU, `stop` takes effect at
+            the end of the epoch.
+        capture: With `auto`, steps on a CUDA device are recorded once as a CUDA graph and then
+            replayed, unless steps are to be skipped. Experimental.
+    """
+
+    epochs: Count
+    batch_size: Count
+    steps: Count | None
+    clip: Positive | None
+    patience: Count | None
+    precision: Literal["float32", "bf16"]
+    on_nan: Literal["stop", "skip"]
+    capture: Literal["auto", "off"]
+
+    def steps_of_all_epochs(self, images: int) -> int:
+        """Return the number of steps in `epochs` epochs on that many training images.
+
+        Raises:
+            ValueError: There are too few images for one batch.
+        """
+        batches = images // self.batch_size
+        if batches == 0:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {images} training images"
+            )
+        return self.epochs * batches
+
+    def total_steps(self, images: int) -> int:
+        """Return the number of steps on that many training images.
+
+        Raises:
+            ValueError: There are too few images for one batch.
+        """
+        total = self.steps_of_all_epochs(images)
+        return min(total, self.steps or total)

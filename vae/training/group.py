@@ -1,0 +1,209 @@
+"""The replicas that are trained together: start, resume, evaluate, log and save all of them."""
+
+import logging
+import math
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae.data import Batches, DataSet
+from vae.tracking import LoggingConfig
+from vae.training.config import TrainingConfig
+from vae.training.monitor import MonitorImages
+from vae.training.replica import Progress, Replica, TrainingResult, TrainingRun
+from vae.training.replicas import Replicas
+from vae.training.resume import remove_newer
+from vae.utils.errors import Diverged
+
+log = logging.getLogger(__name__)
+
+EpochMetrics = dict[Replica, dict[str, float]]
+"""What is logged of an epoch, for each replica that has not diverged."""
+
+
+class ReplicaGroup:
+    """All replicas of a run, and how far their training has come.
+
+    Attributes:
+        progress: The counters that all replicas share.
+        total_steps: The step at which training ends.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[TrainingRun],
+        replicas: Replicas,
+        batches: Batches,
+        data: DataSet,
+        training: TrainingConfig,
+        logging: LoggingConfig,
+    ) -> None:
+        """Create the replicas, and resume those that have a checkpoint.
+
+        Raises:
+            UserError: A checkpoint belongs to other images, another model or another optimizer.
+        """
+        images = MonitorImages.of(data, logging)
+        self.members = [
+            Replica(run, index, replicas, images, training.on_nan)
+            for index, run in enumerate(runs)
+        ]
+        self.total_steps = training.total_steps(len(data.train))
+        self._replicas, self._batches, self._redraw = replicas, batches, data.redraw
+        self._training, self._logging = training, logging
+        self._device = data.train.images.device
+        self._patience = training.patience or math.inf
+        self.progress = self._resume()
+        self._shuffle_states: list[Tensor] = []
+        self._epoch_began = self._evaluation_began = 0.0
+        self._first_step_of_process = self.progress.step
+        self.images_per_second = 0.0
+
+    def active(self) -> list[Replica]:
+        """Return the replicas that have neither diverged nor run out of patience."""
+        return [
+            member
+            for member in self.members
+            if member.diverged is None and member.epochs_since_best(self.progress) < self._patience
+        ]
+
+    def start_epoch(self) -> range:
+        """Shuffle the images, and return the numbers of the batches that are left in the epoch.
+
+        In a run that was interrupted inside the epoch, the first batches are already done.
+        """
+        self._epoch_began = time.perf_counter()
+        self._first_step_of_process = self.progress.step
+        self._shuffle_states = [generator.get_state() for generator in self._batches.generators]
+        self._batches.shuffle()
+        first = self.progress.step - self.progress.first_step
+        for number in range(first if self._redraw else 0):
+            self._batches.get(number)  # draws the same pixels as before the interruption
+        return range(first, self._steps_of_epoch())
+
+    def epoch_is_complete(self) -> bool:
+        """Return whether every step of the epoch has been taken."""
+        return self.progress.step - self.progress.first_step >= self._steps_of_epoch()
+
+    def record_skipped(self, skipped: Collection[int]) -> None:
+        """Count the step as skipped for each active replica whose loss was not finite."""
+        for member in self.active() if skipped else ():
+            if member.index in skipped:
+                member.record_skipped_step(self.progress)
+
+    def stop_clock(self) -> None:
+        """Add the time that the epoch's steps took, and compute the speed."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # CUDA kernels run asynchronously
+        seconds = time.perf_counter() - self._epoch_began
+        self.progress.seconds += seconds
+        steps = self.progress.step - self._first_step_of_process
+        self.images_per_second = steps * self._training.batch_size / seconds
+
+    def evaluate(self) -> EpochMetrics:
+        """Evaluate each active replica; those whose numbers are not finite have diverged."""
+        self._evaluation_began = time.perf_counter()
+        metrics = {
+            member: member.evaluate(self.progress, self._logging) for member in self.active()
+        }
+        return {member: values for member, values in metrics.items() if values is not None}
+
+    def log(self, metrics: EpochMetrics) -> None:
+        """Log the metrics of an epoch and, when they are due, pictures; then end the epoch."""
+        progress = self.progress
+        for member, values in metrics.items():
+            member.run.logger.scalars(progress.step, progress.epoch, values)
+            member.run.logger.speed(progress.step, self.images_per_second)
+        for writer in dict.fromkeys(member.run.mean_writer for member in metrics):
+            if writer is not None:
+                lines = [v for member, v in metrics.items() if member.run.mean_writer is writer]
+                writer.scalars(progress.step, lines)
+        self._end_epoch(metrics)
+        every = self._logging.pictures_every
+        for member in metrics if every else ():
+            ends = (
+                progress.step == self.total_steps
+                or member.epochs_since_best(progress) >= self._patience
+            )
+            if ends or (progress.epoch - 1) % every == 0:
+                member.log_pictures(progress.step)
+
+    def save(self, metrics: EpochMetrics) -> None:
+        """Save the last model of each replica, and the best model if the epoch was the best."""
+        for member in metrics:  # first, so that a checkpoint never claims what is not logged
+            member.run.logger.flush()
+        self.progress.seconds += time.perf_counter() - self._evaluation_began
+        membership = self._membership(metrics)
+        for member in metrics:
+            state = self._batches.generators[member.index].get_state()
+            if member.best_epoch == self.progress.epoch - 1:
+                member.save_checkpoint("best", self.progress, state, membership)
+            member.save_checkpoint("last", self.progress, state, membership)
+
+    def save_within_epoch(self) -> None:
+        """Save each active replica in the middle of an epoch, so that training resumes there."""
+        finite = [member for member in self.active() if member.check_finite(self.progress)]
+        membership = self._membership(finite)
+        for member in finite:
+            member.run.logger.flush()
+            state = self._shuffle_states[member.index]
+            member.save_checkpoint("last", self.progress, state, membership)
+
+    def results(self) -> list[TrainingResult | Diverged]:
+        """Return how each replica ended."""
+        return [member.diverged or member.result() for member in self.members]
+
+    def _steps_of_epoch(self) -> int:
+        return min(len(self._batches), self.total_steps - self.progress.first_step)
+
+    def _end_epoch(self, metrics: EpochMetrics) -> None:
+        self.progress.epoch += 1
+        self.progress.first_step = self.progress.step
+        self._replicas.sums.zero_()
+        for member in metrics:
+            member.skipped_steps = 0
+
+    def _membership(self, active: Collection[Replica]) -> dict[str, Any]:
+        """Return the names of all replicas, and why each of those that stopped has diverged."""
+        stopped = [member for member in self.members if member not in active]
+        return {
+            "together": [member.run.folder.name for member in self.members],
+            "left": {
+                member.run.folder.name: str(member.diverged) if member.diverged else None
+                for member in stopped
+            },
+        }
+
+    def _resume(self) -> Progress:
+        """Load the checkpoints of the runs; return the progress of those that are furthest."""
+        progress, stopped = Progress(), {}
+        steps = [m.run.checkpoint["step"] if m.run.checkpoint else 0 for m in self.members]
+        for member, step in zip(self.members, steps, strict=True):
+            content = member.run.checkpoint
+            if content is None:
+                continue
+            remove_newer(member.run.folder, content)
+            loaded = member.load_state_dict(content)
+            if step < max(steps):
+                continue  # this replica had stopped earlier
+            progress, stopped = loaded, content.get("left", {})
+            self._restore_generators(member, content)
+        for member in self.members:
+            reason = stopped.get(member.run.folder.name)
+            if reason is not None:
+                member.diverged = Diverged(reason)
+        return progress
+
+    def _restore_generators(self, member: Replica, content: dict[str, Any]) -> None:
+        generator = self._batches.generators[member.index]
+        torch.set_rng_state(content["random"])
+        if content["device"] != generator.device.type:
+            log.warning("another device than before: images and noise are drawn anew")
+            generator.manual_seed(member.run.seed + content["step"])
+            return
+        generator.set_state(content["batches"])
+        if "random_cuda" in content and generator.device.type == "cuda":
+            torch.cuda.set_rng_state(content["random_cuda"], generator.device)

@@ -1,0 +1,126 @@
+"""The training loop. `optimize` is one step; `train` runs the epochs."""
+
+from collections.abc import Sequence
+
+import torch
+
+from vae.data import Batches, DataSet
+from vae.schedules import Step
+from vae.tracking import LoggingConfig
+from vae.training.captured import CapturedStep
+from vae.training.config import TrainingConfig
+from vae.training.group import ReplicaGroup
+from vae.training.monitor import check_measurable
+from vae.training.progress_bar import ProgressBar
+from vae.training.replica import TrainingResult, TrainingRun
+from vae.training.replicas import FiniteCheck, Replicas
+from vae.training.step import EagerStep
+from vae.utils.errors import Diverged
+from vae.utils.signals import GracefulShutdown
+
+_NOISE = 0x5EED  # makes the seed of the noise differ from that of the batches
+
+
+def train(
+    runs: Sequence[TrainingRun], data: DataSet, training: TrainingConfig, logging: LoggingConfig
+) -> list[TrainingResult | Diverged]:
+    """Train the model and the estimator of each run, and leave best.pt and last.pt in its folder.
+
+    Several runs are replicas: they take the same steps at the same time, each with weights,
+    batches, noise and schedules of its own (see `vae.training.replicas`). A replica that diverges
+    or runs out of patience keeps its state, and the others continue.
+
+    Runs with a checkpoint resume from it. On the CPU, a run that was killed and resumed equals an
+    undisturbed run bit for bit. The objectives draw from torch's default generator and the batches
+    from a generator of each run, so evaluation and pictures change neither. A signal ends the
+    step; then the checkpoints are saved and the run ends.
+
+    Returns:
+        For each run, how far it was trained, or why it has diverged.
+
+    Raises:
+        Interrupted: A signal asked for the end.
+        UserError: A checkpoint belongs to another run, or a step cannot be captured.
+        OSError: A run folder cannot be written to.
+        ValueError: The replicas differ in shape, or gradients are to be measured that have no
+            exact counterpart.
+    """
+    for run in runs:
+        check_measurable(run.objective, logging)
+    batches = Batches(data, training.batch_size, _seeded_generators(runs, data))
+    take_step = _build_step(runs, batches, training, data.train.images.device)
+    group = ReplicaGroup(runs, take_step.replicas, batches, data, training, logging)
+    progress = group.progress
+
+    with GracefulShutdown() as shutdown, ProgressBar(group, training.epochs) as bar:
+        while progress.step < group.total_steps and group.active():
+            for batch in group.start_epoch():
+                skipped = take_step(batch, progress.step)  # calls optimize, below
+                group.record_skipped(skipped)
+                progress.step += 1
+                bar.update()
+                if shutdown.requested or (skipped and not group.active()):
+                    break
+            group.stop_clock()
+            if shutdown.requested and not group.epoch_is_complete():
+                group.save_within_epoch()
+                shutdown.finish()
+            metrics = group.evaluate()
+            group.log(metrics)
+            group.save(metrics)
+            bar.show(metrics)
+            if shutdown.requested:
+                shutdown.finish()
+    return group.results()
+
+
+def optimize(
+    replicas: Replicas,
+    batches: Batches,
+    batch: Step,
+    step: Step,
+    finite_check: FiniteCheck | None = None,
+) -> list[int]:
+    """Take one training step with every replica; return the numbers of those that skipped it.
+
+    A replica skips the step if `finite_check` finds that its loss or gradient is not finite.
+    """
+    replicas.set_learning_rates(step)
+    images = batches.get(batch)  # (R, B, D)
+    terms = replicas(images, step)  # loss, distortion and rate, (R, B) each
+    replicas.zero_grad()
+    terms.loss.backward(torch.full_like(terms.loss, 1 / images.shape[1]))  # mean over the batch
+    replicas.unstack_gradients()
+    replicas.clip_gradients()
+    means = replicas.batch_means(terms)  # (R, 3)
+    skipped = replicas.find_nonfinite(means, finite_check)
+    for index, optimizer in enumerate(replicas.optimizers):
+        if index not in skipped:
+            optimizer.step()
+    replicas.add_to_sums(means, skipped)
+    return skipped
+
+
+def _seeded_generators(runs: Sequence[TrainingRun], data: DataSet) -> list[torch.Generator]:
+    device = data.train.images.device
+    if device.type != "cpu":  # on which noise of the same seed would repeat the batches' stream
+        torch.manual_seed(runs[0].seed ^ _NOISE)
+    return [torch.Generator(device).manual_seed(run.seed) for run in runs]
+
+
+def _build_step(
+    runs: Sequence[TrainingRun], batches: Batches, training: TrainingConfig, device: torch.device
+) -> EagerStep | CapturedStep:
+    objectives = [run.objective for run in runs]
+    optimizers = [run.optimizer for run in runs]
+    precision = torch.bfloat16 if training.precision == "bf16" else None
+    if device.type == "cuda" and training.capture == "auto" and training.on_nan == "stop":
+        return CapturedStep(optimize, objectives, optimizers, batches, training.clip, precision)
+    finite_check: FiniteCheck | None = None
+    if training.on_nan == "skip":
+        finite_check = "gradient"
+    elif device.type == "cpu":  # other devices would have to be synchronised at every step
+        finite_check = "loss"
+    return EagerStep(
+        optimize, objectives, optimizers, batches, training.clip, precision, finite_check
+    )

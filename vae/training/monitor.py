@@ -1,0 +1,96 @@
+"""What is measured and drawn of a model after each epoch."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vae.data import DataSet, digest, evaluation_images, to_float
+from vae.evaluation import Evaluation, evaluate, gradient_quality, true_gradients
+from vae.model import CategoricalVAE
+from vae.objective import NegativeELBO, TrainingObjective
+from vae.schedules import Step
+from vae.tracking import Logger, LoggingConfig, pictures
+
+_GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
+
+
+class MonitorImages(NamedTuple):
+    """The images that models are evaluated on after each epoch, uint8 (n, D)."""
+
+    digest: str  # of the whole data set
+    train: Tensor
+    valid: Tensor  # may be empty
+    pictures: Tensor
+
+    @classmethod
+    def of(cls, data: DataSet, logging: LoggingConfig) -> "MonitorImages":
+        """Choose the images from a data set."""
+        split_of_pictures = data.valid if len(data.valid) else data.test
+        return cls(
+            digest(data),
+            evaluation_images(data, data.train)[: logging.train_images],
+            data.valid.images,
+            pictures.one_per_class_in_turn(split_of_pictures, logging.pictures),
+        )
+
+
+class EpochEvaluation(NamedTuple):
+    """The evaluation of a model on training images and, if any are held out, on those."""
+
+    train: Evaluation
+    valid: Evaluation | None
+
+    @property
+    def codes(self) -> Evaluation:
+        """The evaluation whose code usage is logged: held-out images, if there are any."""
+        return self.valid or self.train
+
+    def metrics(self) -> dict[str, float]:
+        """Return the bounds and the code usage by the names that they are logged under."""
+        metrics = add_names(self.train.bound_terms(), "{}/train")
+        if self.valid is not None:
+            metrics |= add_names(self.valid.bound_terms(), "{}/valid")
+        return metrics | add_names(self.codes.code_terms(), "latent/{}")
+
+
+def evaluate_epoch(model: CategoricalVAE, images: MonitorImages) -> EpochEvaluation:
+    """Evaluate a model on the training images and the held-out images."""
+    valid = evaluate(model, images.valid) if len(images.valid) else None
+    return EpochEvaluation(evaluate(model, images.train), valid)
+
+
+def gradient_metrics(objective: TrainingObjective, images: Tensor, step: Step) -> dict[str, float]:
+    """Measure bias, variance and cosine of the estimator's gradient at a model, on 100 images."""
+    if not isinstance(objective, NegativeELBO):
+        raise TypeError("the gradient can only be measured for the ELBO")
+    model, x = objective.model, to_float(images[:_GRADIENT_IMAGES])
+    quality = gradient_quality(
+        model, objective.estimator, x, true_gradients(model, x), step, _GRADIENT_DRAWS
+    )
+    names = ("bias", "bias_error", "variance", "cosine")
+    return {f"gradient/{name}": getattr(quality, name) for name in names}
+
+
+def log_pictures(
+    logger: Logger, step: int, model: CategoricalVAE, images: Tensor, codes: Evaluation
+) -> None:
+    """Log reconstructions of images, samples, one latent swept, and how often codes are used."""
+    logger.picture(step, "reconstructions", pictures.reconstructions(model, images))
+    logger.picture(step, "samples", pictures.samples(model))
+    logger.picture(step, "first_latent_swept", pictures.sweep(model, images[:10], latent=0))
+    logger.picture(step, "code_usage", pictures.usage(codes.usage))
+    logger.histogram(step, "latent/code_usage", codes.usage * model.categories)
+
+
+def check_measurable(objective: TrainingObjective, logging: LoggingConfig) -> None:
+    """Raise ValueError if gradients are to be measured of an objective other than the ELBO."""
+    if logging.gradient_every and not isinstance(objective, NegativeELBO):
+        raise ValueError(
+            f"tracking.gradient_every={logging.gradient_every}: gradients are measured of the "
+            "ELBO's estimators alone; 0 with any other objective"
+        )
+
+
+def add_names(values: dict[str, float], pattern: str) -> dict[str, float]:
+    """Rename the values by a pattern such as "{}/train"."""
+    return {pattern.format(name): value for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Small things that know nothing about VAEs: files, validation, signals, process start-up."""

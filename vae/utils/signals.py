@@ -1,0 +1,101 @@
+"""Ending a process on a signal: finish the step, save a checkpoint, then exit."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+_SIGNAL_NAMES = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"]  # not every system has all of them
+
+
+class Interrupted(BaseException):
+    """A signal ended the work after a checkpoint was saved.
+
+    It is not an Exception, so that it ends a whole sweep and not only one job.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Take the number of the signal; the exit status is 128 + number."""
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class GracefulShutdown:
+    """A context manager that records the first signal; a second signal has its usual effect.
+
+    Outside the main thread signals cannot be handled, and nothing is recorded.
+    """
+
+    def __init__(self) -> None:
+        """Create it; signals are handled from `__enter__` on."""
+        self._signal: int | None = None
+        self._previous_handlers: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self._signal is not None
+
+    def __enter__(self) -> "GracefulShutdown":
+        """Start to record signals."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _available_signals():
+                self._previous_handlers[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Restore the previous signal handlers."""
+        self._restore_handlers()
+
+    def finish(self) -> NoReturn:
+        """Pass the recorded signal on to the previous handler, and end.
+
+        Cluster launchers install a handler that requeues the job.
+
+        Raises:
+            Interrupted: Always, unless the previous handler ends the process.
+        """
+        number = self._signal
+        if number is None:
+            raise RuntimeError("no signal was received")
+        handler = self._previous_handlers.get(number)
+        self._restore_handlers()
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(number, None)
+        raise Interrupted(number)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """Raise Interrupted for each signal that would otherwise kill the process.
+
+    A process that waits for worker processes ends them when an exception passes. A killed process
+    would leave its workers behind.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    handler: Callable[[int, FrameType | None], None] = interrupt
+    deadly = [n for n in _available_signals() if signal.getsignal(n) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _available_signals() -> list[int]:
+    return [getattr(signal, name) for name in _SIGNAL_NAMES if hasattr(signal, name)]
