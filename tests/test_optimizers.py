@@ -181,12 +181,6 @@ def test_scheduled_learning_rate_begins_at_its_start(optimizer_class, start):
     assert config.build(new_parameters()).param_groups[0]["lr"] == start
 
 
-@every_optimizer
-def test_learning_rate_without_steps_lasts_for_the_whole_run(optimizer_class):
-    config = optimizer_class(**VALID | {"lr": Linear(start=1.0, end=0.0, steps=None)})
-    assert config.over(10).lr == Linear(start=1.0, end=0.0, steps=10)
-
-
 WRONG = [
     *(("lr", lr) for lr in (-1e-3, "1e-3", True, None, math.nan, math.inf)),
     ("lr", Linear(start=1.0, end=-1.0, steps=10)),

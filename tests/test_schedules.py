@@ -1,4 +1,4 @@
-"""Schedules: their curves, numbers and tensors as steps, the whole run as length, checks."""
+"""Schedules: their curves, numbers and tensors as steps, and the checks of their fields."""
 
 import math
 from types import SimpleNamespace
@@ -19,7 +19,6 @@ from vae.schedules import (
     NonNegativeSchedule,
     Piecewise,
     PositiveSchedule,
-    bind_schedules,
     schedules_of,
 )
 
@@ -198,52 +197,6 @@ def test_positive_schedule_stays_positive_in_floating_point(schedule, tiny, as_s
     assert all(positive(as_step(step)) > 0 for step in range(20))
 
 
-# The whole run as length
-
-RAMPS = [
-    lambda steps: Linear(start=1.0, end=0.1, steps=steps),
-    lambda steps: Geometric(start=1.0, end=0.1, steps=steps),
-    lambda steps: Cosine(start=1.0, end=0.1, steps=steps, warmup=2),
-]
-
-every_ramp = pytest.mark.parametrize("ramp", RAMPS, ids=["linear", "geometric", "cosine"])
-
-
-@every_ramp
-def test_schedule_without_steps_lasts_for_the_whole_run(ramp):
-    assert ramp(None).over(10) == ramp(10)
-
-
-@every_ramp
-def test_schedule_with_steps_keeps_them_in_a_run_of_any_length(ramp):
-    assert ramp(10).over(1000) == ramp(10)
-
-
-@every_ramp
-def test_schedule_without_steps_has_no_value_before_the_length_of_the_run_is_known(ramp):
-    with pytest.raises(ValueError, match="lasts the whole run"):
-        ramp(None)(0)
-
-
-@every_schedule
-def test_schedule_of_a_known_length_is_the_same_over_a_run(schedule):
-    assert schedule.over(1000) == schedule
-
-
-def test_warm_up_that_is_as_long_as_the_run_is_refused():
-    with pytest.raises(ValidationError, match=r"warmup \(10\) must be less than steps \(10\)"):
-        Cosine(start=1.0, end=0.5, steps=None, warmup=10).over(10)
-
-
-def test_bind_schedules_reaches_all_submodules():
-    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    module.beta = Linear(start=1.0, end=0.0, steps=None)
-    module[1].temperature = Linear(start=1.0, end=0.5, steps=None)
-    bind_schedules(module, 10)
-    assert module.beta == Linear(start=1.0, end=0.0, steps=10)
-    assert module[1].temperature == Linear(start=1.0, end=0.5, steps=10)
-
-
 # Numbers as schedules, and bounds on schedules
 
 
@@ -335,10 +288,7 @@ COUNTS = [
 
 @pytest.mark.parametrize("schedule_class, name", FIELDS)
 def test_field_that_is_not_a_finite_number_is_refused(schedule_class, name):
-    not_numbers = ["1", True, None, math.nan, math.inf]
-    if name == "steps":
-        not_numbers.remove(None)  # the whole run
-    for wrong in not_numbers:
+    for wrong in ("1", True, None, math.nan, math.inf):
         value = [wrong] if schedule_class is Piecewise else wrong
         with pytest.raises(ValidationError):
             schedule_class(**VALID[schedule_class] | {name: value})

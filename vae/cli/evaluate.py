@@ -157,8 +157,11 @@ def _find_baselines(
     """
     from vae.comparison.table import find_group
 
-    baselines, errors = {}, []
-    for title, comparison in comparisons.items() if description else ():
+    baselines: dict[str, str] = {}
+    errors = []
+    for title, comparison in comparisons.items():
+        if description is None:
+            break
         try:
             baselines[title] = find_group(comparison, description)
         except UserError as error:
@@ -182,7 +185,8 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
 
     names = expand_names(arguments.estimators) if arguments.estimators else None
     data_cache = DataCache(arguments.data_root)
-    rows, curves = [], {}
+    rows: list[dict[str, object]] = []
+    curves: dict[Path, tuple[str, pd.DataFrame]] = {}
     for folder in _find_runs(arguments.runs):
         try:
             run = SavedRun(folder)
@@ -227,7 +231,7 @@ def _create_folder(output: Path | None) -> None:
 
 def _find_runs(paths: list[Path]) -> list[Path]:
     """Return every run folder at or below the paths, each once."""
-    found = {}
+    found: dict[Path, Path] = {}
     for path in paths:
         folders = find_runs(path)
         if not folders:

@@ -118,14 +118,13 @@ def _read_run(
         "steps": _number_or_none(summary.get("steps")),
         "seconds": _number_or_none(summary.get("seconds")),
     }
-    shared = {
+    shared: dict[str, dict[str, Any]] = {
         "setting": describe_settings(run.values, run.total_steps()),
         "made_with": _made_with(read_json(folder / ENVIRONMENT)),
     }
-    models: dict[Which, Numbers] | dict[None, Numbers] = measured or {None: {"elbo": None}}
     return [
         {"run": facts | {"model": model}, "measured": numbers, **shared}
-        for model, numbers in models.items()
+        for model, numbers in measured.items() or [(None, {"elbo": None})]
     ]
 
 
@@ -142,9 +141,8 @@ def _measure_or_load(
         "models": {which: run.checkpoint(which)["digest"] for which in models},
     }
     cached = read_json(file)
-    measured = cached.get("measured")
-    if cached.get("asked") == key and _is_complete(measured, models):
-        return measured
+    if cached.get("asked") == key and _is_complete(cached.get("measured"), models):
+        return cached["measured"]
     # The probe is trained on images that are binarised like the test images.
     train = Split(evaluation_images(data, data.train), data.train.labels)
 
@@ -171,7 +169,7 @@ def _is_complete(measured: object, models: list[Which]) -> bool:
 
 
 def _made_with(environment: dict[str, Any]) -> dict[str, frozenset[str]]:
-    """Return the revisions, versions and devices of a run; several if it was resumed with others."""
+    """Return revisions, versions and devices; several if a run was resumed with others."""
     resumed = environment.get("went_on")
     parts = [environment, *(resumed if isinstance(resumed, list) else ())]
     return {

@@ -8,7 +8,6 @@ long labels are outside of the canvas.
 import textwrap
 import zlib
 from collections import Counter
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from numpy.typing import ArrayLike
 
 from vae.comparison.table import Comparison, numbers
 from vae.config.describe import option_targets
@@ -170,27 +170,30 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     figure, (axes,) = _figure()
     is_drawn = (measured["deviation"] > _NO_NOISE) & (measured["bias"] < _WORST_BIAS)
     turns: Counter[str] = Counter()
-    for row in measured[is_drawn].itertuples():
-        option, _, _ = row.estimator.partition(":")  # reinmax:temperature=1 has reinmax's colour
+    for row in measured[is_drawn].to_dict("records"):
+        option = row["estimator"].partition(":")[0]  # reinmax:temperature=1 has reinmax's colour
         look = style(option, turns[option])
         turns[option] += 1
         axes.errorbar(
-            row.deviation,
-            row.bias,
-            yerr=row.bias_error,
+            row["deviation"],
+            row["bias"],
+            yerr=row["bias_error"],
             fmt=look.marker,
             color=look.color,
             markersize=7,
             capsize=3,
-            label=row.estimator,
+            label=row["estimator"],
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.axhline(0, color="0.8", zorder=0)
-    others = [f"{row.estimator} {row.bias:.2f}" for row in measured[~is_drawn].itertuples()]
-    not_shown = f"\nNot shown, relative bias: {', '.join(others)}" if others else ""
+    others = [
+        f"{row['estimator']} {row['bias']:.2f}" for row in measured[~is_drawn].to_dict("records")
+    ]
+    names = ", ".join(f"{row['estimator']} {row['bias']:.2f}" for row in others)
+    not_shown = f"\nNot shown, relative bias: {names}" if others else ""
     axes.set_xlabel("relative standard deviation of one draw" + not_shown)
     axes.set_ylabel("relative bias")
     axes.set_title(textwrap.fill(title, 75), fontsize="small", loc="left")
@@ -239,13 +242,12 @@ def _groups(comparison: Comparison) -> list[tuple[str, Style]]:
     return [(label, looks[label]) for label in comparison.runs["run", "group"].unique()]
 
 
-def _window(values: Sequence[float], final: Sequence[float]) -> tuple[float, float]:
+def _window(values: ArrayLike, final: ArrayLike) -> tuple[float, float]:
     """Return limits of an axis that show the better half of the final values, and their range.
 
     What is far below them is cut off.
     """
-    values, final = np.asarray(values, dtype=float), np.asarray(final, dtype=float)
-    best, median = final.max(), np.median(final)
+    best, median = np.max(final), np.median(final)
     reach = max(4 * (best - median), 0.15 * abs(best), 5.0)
     low, high = max(np.nanmin(values), best - reach), np.nanmax(values)
     margin = 0.04 * (high - low) + 0.5

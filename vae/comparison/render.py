@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Literal
 
 import pandas as pd
 from tabulate import tabulate
 
-from vae.comparison.table import BOUNDS
+from vae.comparison.table import BOUNDS, part
 
 Format = Literal["table", "markdown", "csv", "json"]
 
@@ -29,23 +29,25 @@ def flatten(groups: pd.DataFrame) -> pd.DataFrame:
         statistic
         if quantity == "setting" or statistic in ("best_seed", "worst_seed", "pairs")
         else "_".join(name for name in (quantity, statistic) if name not in ("", "mean"))
-        for quantity, statistic in flat.columns
+        for quantity, statistic in flat.columns.tolist()
     ]
     return flat
 
 
 def readable(groups: pd.DataFrame) -> pd.DataFrame:
     """Format a group table for people: mean ± standard deviation, and no empty columns."""
-    settings = groups["setting"] if "setting" in groups else groups.index.to_frame(name="group")
+    settings = (
+        part(groups, "setting") if "setting" in groups else groups.index.to_frame(name="group")
+    )
     columns: dict[str, object] = {
-        key: ["-" if pd.isna(value) else str(value) for value in values]
+        str(key): ["-" if pd.isna(value) else str(value) for value in values]
         for key, values in settings.items()
     }
     columns["n"] = groups["n", ""].map(str)
     ranked_by = next(bound for bound in BOUNDS if (bound, "low") in groups)
     of_bound = "" if ranked_by == "elbo" else f" of the {_HEADINGS[ranked_by]}"
     headings = _HEADINGS | {"difference": f"difference{of_bound}"}
-    for quantity, statistic in groups.columns:
+    for quantity, statistic in groups.columns.tolist():
         values, heading = groups[quantity, statistic], headings.get(quantity, quantity)
         if quantity in ("setting", "n") or values.isna().all() or (values == "").all():
             continue
@@ -54,15 +56,15 @@ def readable(groups: pd.DataFrame) -> pd.DataFrame:
                 continue
             case "low":
                 heading = "95 % of the difference" if quantity == "difference" else "95 %"
-                cells = _join(groups[quantity][["low", "high"]], " to ")
+                cells = _join(part(groups, quantity)[["low", "high"]], " to ")
             case "best_seed" | "worst_seed":
                 heading, cells = statistic, _join(values.to_frame(), "", digits=0)
             case "mean" if quantity in (*BOUNDS, "training_objective"):
-                cells = _join(groups[quantity][["mean", "std"]], " ± ")
+                cells = _join(part(groups, quantity)[["mean", "std"]], " ± ")
             case "mean" if quantity in ("steps", "difference"):
                 cells = _join(values.to_frame(), "", digits=0 if quantity == "steps" else 2)
             case _:
-                cells = values
+                cells = values.tolist()
         columns[heading.replace("_", " ")] = cells
     return pd.DataFrame(columns, index=groups.index)
 
@@ -98,7 +100,7 @@ def render(tables: Mapping[str, pd.DataFrame], form: Format, digits: int = 2) ->
     return "\n\n".join(parts)
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, object]]:
+def _records(table: pd.DataFrame) -> list[dict[Hashable, object]]:
     """Return rows for JSON, to the last digit; the JSON writer of pandas rounds."""
     values = table.replace([math.inf, -math.inf], math.nan).astype(object)
     return values.where(values.notna(), None).to_dict("records")
@@ -107,7 +109,9 @@ def _records(table: pd.DataFrame) -> list[dict[str, object]]:
 def _grid(table: pd.DataFrame, style: str, digits: int) -> str:
     cells = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
     align = ["right" if _is_numeric(column) else "left" for column in zip(*cells, strict=True)]
-    return tabulate(cells, list(table), style, colalign=align or None, disable_numparse=True)
+    return tabulate(
+        cells, table.columns.tolist(), style, colalign=align or None, disable_numparse=True
+    )
 
 
 def _cell(value: object, digits: int) -> str:

@@ -76,7 +76,9 @@ def write(
     _write_text(folder / "runs.csv", render(runs, "csv"))
     sections = []
     for index, (title, comparison) in enumerate(comparisons.items()):
-        table = text[title].to_html(index=False, na_rep="-", float_format="%.2f", border=0)
+        table = text[title].to_html(
+            index=False, na_rep="-", float_format="{:.2f}".format, border=0
+        )
         sections.append(
             Section(
                 title=title,

@@ -6,8 +6,9 @@ that differ between groups, never from the name of a folder.
 
 import math
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -79,9 +80,14 @@ def data_title(data: DataSet, importance_samples: int) -> str:
     return f"{measured_on}, IW bound at m = {importance_samples:,}"
 
 
+def part(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the columns of one part of a table with two levels of columns."""
+    return table.loc[:, [name]].droplevel(0, axis="columns")
+
+
 def numbers(runs: pd.DataFrame, name: str) -> pd.Series:
-    """Return one number of each run, by seed; NaN if a run does not have it."""
-    values = runs["measured"].reindex(columns=[name])[name]
+    """Return one measured number of each run, by seed; NaN if a run lacks the number."""
+    values = part(runs, "measured").reindex(columns=[name])[name]
     return values.astype(float).set_axis(runs["run", "seed"])
 
 
@@ -107,7 +113,7 @@ def compare(
 
 
 def _select_models(table: pd.DataFrame, model: Which | None) -> pd.DataFrame:
-    """Return one row per run: that of the selected model, or any row if the run lacks the model."""
+    """Return one row per run: of the selected model, or of any other if the run lacks it."""
     folder = ("run", "folder")
     if model is None:
         return table.drop_duplicates([folder])  # the best model comes before the last one
@@ -118,26 +124,24 @@ def _select_models(table: pd.DataFrame, model: Which | None) -> pd.DataFrame:
 
 def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
     """Group runs of the same data set, one row per run."""
-    settings = runs["setting"]
-    shown = differing(settings[[key for key in settings if not _is_ignored(key)]])
-    methods = runs["run", "method"]
-    labels = [
-        _label(dict(zip(shown, values, strict=True)), method)
-        for values, method in zip(settings[shown].to_numpy(), methods, strict=True)
-    ]
+    settings = part(runs, "setting")
+    keys = differing(settings[[key for key in settings if not _is_ignored(str(key))]])
     runs = runs.copy()
-    runs["run", "group"] = labels
-    reasons = _exclusion_reasons(runs["run"], numbers(runs, "elbo").to_numpy(), selection.model)
-    counted = runs[reasons.isna()]
-    ranked = _rank(counted, pd.unique(pd.Series(labels)), selection)
-    position = pd.Series(range(len(ranked)), index=ranked)
-    order = np.lexsort([counted["run", "seed"].astype(int), position[counted["run", "group"]]])
-    first = ~runs.duplicated([("run", "group")]).to_numpy()
+    runs["run", "group"] = [
+        _label(chosen, method)
+        for chosen, method in zip(
+            settings[keys].to_dict("records"), runs["run", "method"], strict=True
+        )
+    ]
+    reasons = _exclusion_reasons(runs, selection.model)
+    counted = runs[reasons.isna()].sort_values([("run", "seed")], kind="stable")
+    groups = runs.drop_duplicates([("run", "group")]).set_index(("run", "group"))
+    groups = groups.loc[_rank(counted, groups.index, selection)]
     return Comparison(
-        runs=counted.iloc[order],
-        excluded=reasons.set_axis(labels).dropna(),
-        methods=methods.set_axis(labels)[first][ranked],
-        settings=settings[shown].set_axis(labels)[first].loc[ranked],
+        runs=pd.concat([counted[counted["run", "group"] == label] for label in groups.index]),
+        excluded=reasons.set_axis(runs["run", "group"]).dropna(),
+        methods=groups["run", "method"],
+        settings=part(groups, "setting")[keys],
     )
 
 
@@ -145,7 +149,7 @@ def _is_ignored(key: str) -> bool:
     return any(key == ignored or key.startswith(f"{ignored}.") for ignored in _IGNORED_KEYS)
 
 
-def _label(settings: dict[str, Setting | None], method: str) -> str:
+def _label(settings: dict[Hashable, Setting | None], method: str) -> str:
     """Return the label of a group from the settings in which it differs from other groups."""
     if set(settings) <= {"estimator"}:
         return method
@@ -157,27 +161,27 @@ def _label(settings: dict[str, Setting | None], method: str) -> str:
     return " ".join(words) or method
 
 
-def _exclusion_reasons(run: pd.DataFrame, elbo: np.ndarray, model: Which | None) -> pd.Series:
-    """Return why each run does not count; None for runs that count."""
+def _exclusion_reasons(runs: pd.DataFrame, model: Which | None) -> pd.Series:
+    """Return why each run does not count; missing for runs that count."""
+    run = part(runs, "run")
     lacks_model = run["model"].isna() if model is None else run["model"] != model
     missing = "model" if model is None else f"{model} model"
-    reasons = np.select(
-        [run["status"] != "finished", lacks_model, ~np.isfinite(elbo)],
-        [run["status"], f"without a {missing}", "whose ELBO is not finite"],
-        default=None,
-    )
-    reasons = pd.Series(reasons, index=run.index)
+    is_finite = np.isfinite(numbers(runs, "elbo").to_numpy())
+    reasons = pd.Series(None, index=run.index, dtype=object)
+    reasons = reasons.mask(~is_finite, "whose ELBO is not finite")
+    reasons = reasons.mask(lacks_model, f"without a {missing}")
+    reasons = reasons.mask(run["status"] != "finished", run["status"])
     repeated = run[reasons.isna()].duplicated(["group", "seed"])
-    for row in repeated.index[repeated]:
-        reasons[row] = f"a second time seed {run['seed'][row]}"
-    return reasons
+    return reasons.fillna(
+        "a second time seed " + run["seed"].astype(str)[repeated[repeated].index]
+    )
 
 
-def _rank(runs: pd.DataFrame, labels: np.ndarray, selection: Selection) -> pd.Index:
+def _rank(runs: pd.DataFrame, labels: pd.Index, selection: Selection) -> pd.Index:
     """Return the labels of groups, the best mean first; groups that lack a number come last."""
     bounds = list(dict.fromkeys([selection.rank_by, "elbo"]))
-    by_group = runs["measured"].reindex(columns=bounds).astype(float).groupby(runs["run", "group"])
-    means = by_group.agg(lambda values: values.mean(skipna=False)).reindex(labels)
+    values = part(runs, "measured").reindex(columns=bounds).astype(float)
+    means = values.groupby(runs["run", "group"]).agg(_mean).reindex(labels)
     return means.fillna(-math.inf).sort_values(bounds, ascending=False, kind="stable").index
 
 
@@ -189,7 +193,7 @@ def differing(settings: pd.DataFrame) -> list[str]:
     anyway. A key that repeats another one, as model.latents repeats latents, is not returned.
     """
     keys = []
-    for key in settings:
+    for key in map(str, settings):
         above = [other for other in settings if key.startswith(f"{other}.")]
         values = settings.groupby(above, dropna=False)[key] if above else settings[key]
         if np.max(values.nunique(dropna=False)) > 1 and not _repeats(key, settings):
@@ -200,7 +204,7 @@ def differing(settings: pd.DataFrame) -> list[str]:
 def _repeats(key: str, settings: pd.DataFrame) -> bool:
     """Return whether a.b has the value of b in all rows."""
     group, _, name = key.rpartition(".")
-    return bool(group) and name in settings and settings[name].equals(settings[key].rename(name))
+    return bool(group) and name in settings and settings[key].equals(settings[name])
 
 
 def find_group(comparison: Comparison, description: str) -> str:
@@ -219,8 +223,8 @@ def find_group(comparison: Comparison, description: str) -> str:
 
     def fits(label: str) -> bool:
         shown = comparison.settings.loc[label].to_dict()
-        shared = comparison.runs_of(label)["setting"].head(1).to_dict("records")
-        settings = {key: value for row in (*shared, shown) for key, value in row.items()}
+        shared = part(comparison.runs_of(label), "setting").head(1).to_dict("records")
+        settings = dict(*shared) | shown
         names = [comparison.methods[label], *shown.values()]
         return all(
             _equals(settings.get(key), value)
@@ -232,10 +236,8 @@ def find_group(comparison: Comparison, description: str) -> str:
     labels = list(comparison.settings.index)
     found = [label for label in labels if label == description or fits(label)]
     if len(found) != 1:
-        count = len(found) or "none"
-        raise UserError(
-            f"baseline {description}: {count} of the groups fit: {'; '.join(found or labels)}"
-        )
+        count, names = len(found) or "none", "; ".join(found or labels)
+        raise UserError(f"baseline {description}: {count} of the groups fit: {names}")
     return found[0]
 
 
@@ -273,42 +275,53 @@ def group_table(
     """
     runs, by = comparison.runs, selection.rank_by
     order, labels = comparison.settings.index, runs["run", "group"].to_numpy()
-    measured = runs["measured"] if len(runs) else pd.DataFrame(columns=[by])
-    statistics = {name: _MEAN_AND_STD for name in measured}
-    statistics[by] = [*_MEAN_AND_STD, *_INTERVAL, *_EXTREME_SEEDS]
-    parts = [measured.astype(float).set_axis(runs["run", "seed"]).groupby(labels).agg(statistics)]
+    measured = part(runs, "measured").astype(float).set_axis(runs["run", "seed"])
+    statistics: dict[Hashable, Any] = {
+        name: [("mean", _mean), ("std", _std)] for name in (measured if len(runs) else [by])
+    }
+    statistics[by] += [("low", _low), ("high", _high)]
+    statistics[by] += [("best_seed", _best_seed), ("worst_seed", _worst_seed)]
+    parts = [measured.groupby(labels).agg(statistics)]
     if baseline is not None:
         parts.append(_differences(comparison, by, baseline))
-    known = [("mean", lambda values: values.mean()), ("std", lambda values: values.std())]
-    costs = runs["run"].astype({"training_objective": float}).groupby(labels)
-    parts.append(
-        costs.agg({"training_objective": known, "seconds": known[:1], "steps": known[:1]})
-    )
+    costs = part(runs, "run").astype({"training_objective": float}).groupby(labels)
+    mean, std = ("mean", lambda values: values.mean()), ("std", lambda values: values.std())
+    statistics = {"training_objective": [mean, std], "seconds": [mean], "steps": [mean]}
+    parts.append(costs.agg(statistics))
     table = pd.concat(parts, axis="columns").reindex(order)
     if baseline is not None:
         table["difference", "pairs"] = table["difference", "pairs"].fillna(0).astype(int)
-    settings = {("setting", key): values for key, values in comparison.settings.items()}
-    n = {("n", ""): [len(comparison.runs_of(label)) for label in order]}
-    notes = {("note", ""): [_note(comparison, label) for label in order]}
-    return pd.DataFrame({**settings, **n, **table, **notes}, index=order)
+    columns: dict[object, object] = {
+        ("setting", key): values for key, values in comparison.settings.items()
+    }
+    columns["n", ""] = [len(comparison.runs_of(label)) for label in order]
+    columns |= dict(table.items())
+    columns["note", ""] = [_note(comparison, label) for label in order]
+    return pd.DataFrame(columns, index=order)
 
 
-_MEAN_AND_STD = [
-    ("mean", lambda values: values.mean(skipna=False)),
-    ("std", lambda values: values.std(skipna=False)),
-]
-_INTERVAL = [
-    ("low", lambda values: interval(values)[0]),
-    ("high", lambda values: interval(values)[1]),
-]
-_EXTREME_SEEDS = [
-    ("best_seed", lambda values: values.idxmax() if _can_rank(values) else None),
-    ("worst_seed", lambda values: values.idxmin() if _can_rank(values) else None),
-]
+def _mean(values: pd.Series) -> float:
+    return values.mean(skipna=False)
 
 
-def _can_rank(values: pd.Series) -> bool:
-    return len(values) > 1 and bool(values.notna().all())
+def _std(values: pd.Series) -> float:
+    return values.std(skipna=False)
+
+
+def _low(values: pd.Series) -> float:
+    return interval(values)[0]
+
+
+def _high(values: pd.Series) -> float:
+    return interval(values)[1]
+
+
+def _best_seed(values: pd.Series) -> Hashable:
+    return values.idxmax() if len(values) > 1 and values.notna().all() else None
+
+
+def _worst_seed(values: pd.Series) -> Hashable:
+    return _best_seed(-values)
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
@@ -320,22 +333,22 @@ def interval(values: pd.Series) -> tuple[float, float]:
     """
     if len(values) < ENOUGH_SEEDS:
         return math.nan, math.nan
-    error = values.std(skipna=False) / math.sqrt(len(values))
+    error = _std(values) / math.sqrt(len(values))
     quantiles = stats.t.ppf([0.025, 0.975], len(values) - 1)
-    low, high = values.mean(skipna=False) + error * quantiles
-    return float(low), float(high)
+    low, high = (_mean(values) + error * float(quantile) for quantile in quantiles)
+    return low, high
 
 
 def _differences(comparison: Comparison, bound: Bound, baseline: str) -> pd.DataFrame:
-    """Return the statistics of each group's differences to the baseline at seeds of both."""
-    values = numbers(comparison.runs, bound).rename("value").reset_index(names="seed")
-    values["group"] = comparison.runs["run", "group"].to_numpy()
-    is_baseline = values["group"] == baseline
-    pairs = values[~is_baseline].merge(values[is_baseline], on="seed", suffixes=("", "_baseline"))
-    differences = (pairs["value"] - pairs["value_baseline"]).groupby(pairs["group"])
-    return pd.concat(
-        {"difference": differences.agg([_MEAN_AND_STD[0], *_INTERVAL, ("pairs", len)])}, axis=1
-    )
+    """Return the statistics of each group's differences to the baseline, at the seeds of both."""
+    values = numbers(comparison.runs, bound)
+    runs = pd.DataFrame({"seed": values.index, "value": values.to_numpy()})
+    runs["group"] = comparison.runs["run", "group"].to_numpy()
+    is_baseline = runs["group"] == baseline
+    pairs = runs[~is_baseline].merge(runs[is_baseline], on="seed", suffixes=("", "_of_baseline"))
+    differences = (pairs["value"] - pairs["value_of_baseline"]).groupby(pairs["group"])
+    statistics = [("mean", _mean), ("low", _low), ("high", _high), ("pairs", len)]
+    return pd.concat({"difference": differences.agg(statistics)}, axis="columns")
 
 
 def _note(comparison: Comparison, label: str) -> str:
@@ -343,19 +356,18 @@ def _note(comparison: Comparison, label: str) -> str:
     runs, reasons = comparison.runs_of(label), comparison.excluded
     few = [f"n < {ENOUGH_SEEDS}"] if len(runs) < ENOUGH_SEEDS else []
     excluded = Counter(reasons[reasons.index == label])
-    distinct = {name: len(set().union(*sets)) for name, sets in runs["made_with"].items()}
+    distinct = {name: len(set().union(*sets)) for name, sets in part(runs, "made_with").items()}
     mixed = [f"{count} {name}" for name, count in distinct.items() if count > 1]
     return ", ".join([*few, *(f"{count} {reason}" for reason, count in excluded.items()), *mixed])
 
 
 def run_table(comparison: Comparison) -> pd.DataFrame:
     """Return one row per run that counts, the runs of a group together; nothing is rounded."""
-    run = comparison.runs["run"]
-    columns = {"folder": "run", "group": "group", "seed": "seed"}
+    run = part(comparison.runs, "run")
     parts = [
-        run[list(columns)].rename(columns=columns),
-        comparison.runs["measured"],
+        run[["folder", "group", "seed"]].rename(columns={"folder": "run"}),
+        part(comparison.runs, "measured"),
         run[["training_objective", "seconds", "steps"]],
     ]
-    # From Python objects to the types of columns: integers, floats, strings.
+    # Through Python objects, so that each column gets its own type: integer, float or string.
     return pd.DataFrame(pd.concat(parts, axis="columns").to_dict("records"))

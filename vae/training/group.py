@@ -4,10 +4,11 @@ import logging
 import math
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vae.data import Batches, DataSet
 from vae.tracking import LoggingConfig
@@ -151,6 +152,31 @@ class ReplicaGroup:
             member.run.logger.flush()
             state = self._shuffle_states[member.index]
             member.save_checkpoint("last", self.progress, state, membership)
+
+    def progress_bar(self) -> "tqdm[NoReturn]":
+        """Return a bar of steps. Without a terminal it shows nothing; see `show`."""
+        return tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit=" steps",
+            disable=None,
+            dynamic_ncols=True,
+        )
+
+    def show(self, bar: "tqdm[NoReturn]", metrics: EpochMetrics) -> None:
+        """Show the mean ELBO of the last epoch in the bar or, without a terminal, in the log."""
+        if not metrics:
+            return
+        means = {
+            split: sum(line[f"elbo/{split}"] for line in metrics.values()) / len(metrics)
+            for split in ("train", "valid")
+            if all(f"elbo/{split}" in line for line in metrics.values())
+        }
+        elbo = ", ".join(f"{split} {mean:.2f}" for split, mean in means.items())
+        text = f"epoch {self.progress.epoch - 1}/{self._training.epochs}, ELBO {elbo}"
+        bar.set_postfix_str(text)
+        if bar.disable:
+            log.info("%s, %.0f images/s", text, self.images_per_second * len(self.members))
 
     def results(self) -> list[TrainingResult | Diverged]:
         """Return how each replica ended."""

@@ -11,7 +11,6 @@ from vae.training.captured import CapturedStep
 from vae.training.config import TrainingConfig
 from vae.training.group import ReplicaGroup
 from vae.training.monitor import check_measurable
-from vae.training.progress_bar import ProgressBar
 from vae.training.replica import TrainingResult, TrainingRun
 from vae.training.replicas import FiniteCheck, Replicas
 from vae.training.step import EagerStep
@@ -52,7 +51,7 @@ def train(
     group = ReplicaGroup(runs, take_step.replicas, batches, data, training, logging)
     progress = group.progress
 
-    with GracefulShutdown() as shutdown, ProgressBar(group, training.epochs) as bar:
+    with GracefulShutdown() as shutdown, group.progress_bar() as bar:
         while progress.step < group.total_steps and group.active():
             for batch in group.start_epoch():
                 skipped = take_step(batch, progress.step)  # calls optimize, below
@@ -68,7 +67,7 @@ def train(
             metrics = group.evaluate()
             group.log(metrics)
             group.save(metrics)
-            bar.show(metrics)
+            group.show(bar, metrics)
             if shutdown.requested:
                 shutdown.finish()
     return group.results()
