@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -53,20 +53,32 @@ TINY = [
 
 
 def start_script(
-    name: str, *words: object, cwd: Path, env: dict[str, str] | None = None, **options: object
+    name: str,
+    *words: object,
+    cwd: Path,
+    threads: int | None = 1,
+    env: dict[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.Popen[str]:
-    """Start train.py or evaluate.py as a process with one thread.
+    """Start train.py or evaluate.py as a process.
 
-    `env` is added to the environment; `options` go to Popen.
+    Args:
+        name: The name of the script.
+        *words: The arguments on its command line.
+        cwd: The folder in which it runs.
+        threads: The number of OpenMP threads; None for as many as the machine has cores.
+        env: Variables that are added to the environment.
+        **options: Further arguments of Popen.
     """
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     return subprocess.Popen(
         [sys.executable, str(ROOT / name), *map(str, words)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env=environment | (env or {}),
         text=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
     )
 
 
@@ -76,7 +88,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def run_script(name: str, *words: object, cwd: Path, **options: object) -> tuple[int, str, str]:
+def run_script(name: str, *words: object, cwd: Path, **options: Any) -> tuple[int, str, str]:
     """Run train.py or evaluate.py as a process; return its exit status, output and errors."""
     return finish(start_script(name, *words, cwd=cwd, **options))
 
@@ -228,7 +240,7 @@ _LOGGING = {
 
 
 def train_replicas(
-    replicas: Sequence[ReplicaParts], data: DataSet, **settings: object
+    replicas: Sequence[ReplicaParts], data: DataSet, **settings: Any
 ) -> list[Trained]:
     """Train replicas together; they resume if their folders have checkpoints.
 
@@ -264,7 +276,7 @@ def train_alone(
     objective: TrainingObjective,
     data: DataSet,
     optimizer: OptimizerConfig | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Trained:
     """Train one run of seed 0. Raises Diverged if the run diverges."""
     (trained,) = train_replicas(

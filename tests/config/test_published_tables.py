@@ -7,11 +7,9 @@ from typing import Any, Literal
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
-from tests.helpers import CONFIGS, compose_config, option_names
-from vae.config.build import bind_schedules
+from tests.helpers import CONFIGS, compose_config, option_names, resolve_config
 from vae.config.describe import option_targets
 from vae.config.resolvers import OTHERS, PUBLISHED
 from vae.schedules import NonNegativeSchedule, PositiveSchedule
@@ -38,9 +36,8 @@ every_experiment = pytest.mark.parametrize("experiment", option_names("experimen
 @cache
 def published_table(experiment: str) -> dict[str, dict[str, Any]]:
     """Return the table of an experiment, with schedules as objects of a run of 1,000 steps."""
-    table = compose_config(f"experiment={experiment}")[PUBLISHED]
-    values = bind_schedules(OmegaConf.to_container(table, resolve=True), total_steps=1000)
-    return hydra.utils.instantiate(values, _convert_="all")
+    values = resolve_config(compose_config(f"experiment={experiment}"), total_steps=1000)
+    return hydra.utils.instantiate(values[PUBLISHED], _convert_="all")
 
 
 def assert_valid(value: object, expected: Any) -> None:

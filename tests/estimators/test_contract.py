@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scipy.stats import chisquare, norm
 from torch.testing import assert_close
 
-from tests.helpers import bound_values, compose_config, option_names
+from tests.helpers import resolve_config, compose_config, option_names
 from vae.categorical import one_hot_argmax
 from vae.estimators import Estimator, Objective, Pathwise, StraightThroughArgmax
 from vae.schedules import AtLeastOneSchedule, schedules_of
@@ -28,7 +28,7 @@ FIVE_SIGMA = 2 * norm.sf(5)  # the p-value at five standard errors
 def estimator_config(name: str, *overrides: str) -> dict[str, Any]:
     """Return the configuration of an estimator; schedules last for 1,000 steps by default."""
     config = compose_config(f"estimator={name}", f"latents={N}", f"categories={K}", *overrides)
-    return bound_values(config, total_steps=1000)["estimator"]
+    return resolve_config(config, total_steps=1000)["estimator"]
 
 
 def build(name: str, *overrides: str) -> Estimator:

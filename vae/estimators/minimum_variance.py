@@ -13,13 +13,13 @@ from vae.utils.validation import Count, validated
 
 
 class MinimumVariance(Pathwise):
-    """Use one Jacobian S_x for each sampled category x, the best of a family of trade-offs.
+    """Use one Jacobian S_x for each sampled category x, chosen to have the least variance.
 
-    The Jacobians S_x of MVE(tau) minimise the variance of the gradient against its error for
-    quadratic f. The temperature is the weight between the two, and it smooths nothing: tau = 0
-    asks for the least variance alone and is straight-through; tau = infinity asks for no error
-    first. `_pull` and `_pull_in_the_limit` state the formulas. The temperature usually rises
-    during training.
+    Gradient in the logits: S_x^T g, with S_x as in `_pull` and, for tau = infinity, as in
+    `_pull_in_the_limit`. The Jacobians of MVE(tau) are the best trade-off between the variance of
+    the gradient and its error for quadratic f. Here tau is the weight of the second and smooths
+    nothing: as tau falls to 0 the method tends to straight-through, which has the least variance;
+    as tau grows the error vanishes. The temperature usually rises during training.
 
     Bias: none at every tau if f is linear in each z_n; none at tau = infinity if f is quadratic
         in each z_n, with the least variance of all such estimators.
