@@ -1,6 +1,6 @@
 """Downloads: mirrors that fail or send damaged files, concurrent processes, error messages.
 
-A server of the test's own has small files in the format of MNIST.
+The files are small ones in the format of MNIST, on a server that the tests start.
 """
 
 import os

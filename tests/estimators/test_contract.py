@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scipy.stats import chisquare, norm
 from torch.testing import assert_close
 
-from tests.helpers import resolve_config, compose_config, option_names
+from tests.helpers import compose_config, option_names, resolve_config
 from vae.categorical import one_hot_argmax
 from vae.estimators import Estimator, Objective, Pathwise, StraightThroughArgmax
 from vae.schedules import AtLeastOneSchedule, schedules_of
@@ -50,7 +50,7 @@ def problem(batch: int = B, dtype: torch.dtype = torch.float64) -> tuple[torch.T
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns for each image: a value (B,) and a gradient (B, N, K)."""
+    """The value (B,) and the gradient (B, N, K) that an estimator returns."""
 
     value: torch.Tensor
     gradient: torch.Tensor

@@ -165,7 +165,7 @@ def test_quality_depends_on_the_seed_alone():
 
 
 def test_measured_bias_is_within_its_error_if_a_chunk_takes_many_passes(monkeypatch):
-    """The reference is sampled, and each chunk of draws is compared with a part of its own."""
+    """Every chunk of draws is compared with another sampled reference."""
     monkeypatch.setattr(gradients, "can_enumerate", lambda model: False)
     monkeypatch.setattr(gradients, "_REFERENCE_SAMPLES", 8)
     monkeypatch.setattr(gradients, "_NUMBERS", 1)  # one draw per pass

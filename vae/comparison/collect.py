@@ -93,8 +93,21 @@ def collect(
             on_error(error)
     # Python objects, because a missing number would turn the integers of its column into floats.
     parts = {part: pd.DataFrame([row[part] for row in rows], dtype=object) for part in _PARTS}
+    parts["setting"] = parts["setting"][_merge_orders(list(row["setting"]) for row in rows)]
     table = pd.concat(parts, axis="columns")
     return table.where(table.notna(), None)
+
+
+def _merge_orders(lists_of_keys: Iterable[list[str]]) -> list[str]:
+    """Return all keys in one order, in which a key follows the key before it in its own list."""
+    merged: list[str] = []
+    for keys in lists_of_keys:
+        position = 0
+        for key in keys:
+            if key not in merged:
+                merged.insert(position, key)
+            position = merged.index(key) + 1
+    return merged
 
 
 def _read_run(

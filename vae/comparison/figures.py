@@ -24,7 +24,7 @@ from vae.config.describe import option_targets
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _MARKERS = ["o", "s", "^", "D", "v"]
-_LINES = ["-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2))]
+_LINES = ["-", "--", ":", "-."]
 _MOST_COMMON = [  # each has a colour; all other options share these colours
     *("straight_through", "straight_through_gumbel", "gumbel_softmax", "reinmax", "reinforce"),
     *("exact", "disarm"),
@@ -38,7 +38,7 @@ class Style(NamedTuple):
 
     color: str
     marker: str
-    linestyle: str | tuple[int, tuple[int, ...]]
+    linestyle: str
 
 
 def style(method: str, turn: int = 0) -> Style:
@@ -142,7 +142,7 @@ def final_bounds(comparison: Comparison) -> Figure:
     figure, (axes,) = _figure(height=0.7 + 0.3 * len(means))
     low, high = _window(numbers(comparison.runs, "elbo"), means)
     looks = styles(comparison)
-    for row, (label, mean) in enumerate(means.items()):
+    for row, (label, mean) in enumerate(zip(means.index, means, strict=True)):
         color, elbos = looks[label].color, values[label]
         visible = elbos[elbos >= low]
         rows = [row] * len(visible)

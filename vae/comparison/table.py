@@ -125,6 +125,8 @@ def _select_models(table: pd.DataFrame, model: Which | None) -> pd.DataFrame:
 def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
     """Group runs of the same data set, one row per run."""
     settings = part(runs, "setting")
+    first_run = settings.notna().idxmax()  # a setting of the first run comes first
+    settings = settings[first_run.sort_values(kind="stable").index]
     keys = differing(settings[[key for key in settings if not _is_ignored(str(key))]])
     runs = runs.copy()
     runs["run", "group"] = [
@@ -134,7 +136,8 @@ def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
         )
     ]
     reasons = _exclusion_reasons(runs, selection.model)
-    counted = runs[reasons.isna()].sort_values([("run", "seed")], kind="stable")
+    counted = runs[reasons.isna()]
+    counted = counted.loc[counted["run", "seed"].sort_values(kind="stable").index]
     groups = runs.drop_duplicates([("run", "group")]).set_index(("run", "group"))
     groups = groups.loc[_rank(counted, groups.index, selection)]
     return Comparison(
@@ -334,9 +337,8 @@ def interval(values: pd.Series) -> tuple[float, float]:
     if len(values) < ENOUGH_SEEDS:
         return math.nan, math.nan
     error = _std(values) / math.sqrt(len(values))
-    quantiles = stats.t.ppf([0.025, 0.975], len(values) - 1)
-    low, high = (_mean(values) + error * float(quantile) for quantile in quantiles)
-    return low, high
+    low, high = (error * stats.t.ppf(share, len(values) - 1) for share in (0.025, 0.975))
+    return float(_mean(values) + low), float(_mean(values) + high)
 
 
 def _differences(comparison: Comparison, bound: Bound, baseline: str) -> pd.DataFrame:
@@ -347,8 +349,8 @@ def _differences(comparison: Comparison, bound: Bound, baseline: str) -> pd.Data
     is_baseline = runs["group"] == baseline
     pairs = runs[~is_baseline].merge(runs[is_baseline], on="seed", suffixes=("", "_of_baseline"))
     differences = (pairs["value"] - pairs["value_of_baseline"]).groupby(pairs["group"])
-    statistics = [("mean", _mean), ("low", _low), ("high", _high), ("pairs", len)]
-    return pd.concat({"difference": differences.agg(statistics)}, axis="columns")
+    statistics: Any = [("mean", _mean), ("low", _low), ("high", _high), ("pairs", len)]
+    return pd.concat({"difference": differences.agg(statistics)}, axis=1)
 
 
 def _note(comparison: Comparison, label: str) -> str:
