@@ -71,6 +71,7 @@ def start_script(
         **options: Further arguments of Popen.
     """
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = str(ROOT)  # also for processes that the script starts
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     return subprocess.Popen(
@@ -129,6 +130,11 @@ def read_json(file: Path) -> dict:
 def read_lines(run: Path) -> list[dict[str, float]]:
     """Return the lines of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def resume_steps(folders: Sequence[Path]) -> list[int]:
+    """Return the step from which each run resumes if the runs are trained together."""
+    return [checkpoint["step"] if checkpoint else 0 for checkpoint in resume_points(folders)]
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,6 +1,6 @@
 """START HERE: one experiment, from its configuration to its report.
 
-`run_experiment` shows the whole way: claim the run folder, load the data, train, evaluate, report.
+`run_experiment` shows all stages: claim the run folder, load the data, train, evaluate, report.
 The method is in `vae.objective`, `vae.estimators` and `vae.model`. The training loop is in
 `vae.training.loop`.
 """
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vae.config.build import ExperimentConfig, RunConfig
 from vae.config.load import SavedRun, to_yaml
-from vae.config.resume import holds_same_run
+from vae.config.resume import holds_complete_run
 from vae.data import DataSet, evaluation_images, to_float
 from vae.evaluation import CODE_TERMS, evaluate, evaluate_bounds
 from vae.runs.environment import environment, record_environment
@@ -42,8 +42,9 @@ class NothingToDo(Exception):
 def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
     """Train what a configuration describes, in `folder`, and print the test bounds.
 
-    Replicas are trained together, each in a folder of its own below `folder`. If `folder` holds a
-    part of the same run, the run is resumed. Call `vae.utils.runtime.configure_process` first.
+    Replicas are trained together, each in a folder of its own below `folder`. If `folder` holds an
+    unfinished run of the same configuration, the run is resumed. Call
+    `vae.utils.runtime.configure_process` first.
 
     Args:
         config: The runs, built by `vae.config.build.build_experiment`.
@@ -54,23 +55,27 @@ def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[s
         UserError: The folder holds another run or is in use, or the data cannot be read.
         NothingToDo: The run is finished already.
         Interrupted: A signal asked for the end. The run can be resumed.
-        Diverged: A run has diverged. It is raised after the other runs are finished.
+        Diverged: A run has diverged. It is raised after the other runs are finished and reported.
         OutputClosed: The results could not be printed. They are in the folder.
         OSError: The folder cannot be written to.
     """
     tqdm.set_lock(threading.RLock())  # the default is a semaphore, which outlives a killed process
     folder.mkdir(parents=True, exist_ok=True)
-    runs, first = config.runs, config.runs[0]
+    runs, first = config.runs, config.runs[0]  # replicas share data, training and logging
     folders = [folder / run.name for run in runs]
     with ExitStack() as stack:
         stack.enter_context(locked(folder))
         _check_folders(config, folder, folders)
         data = first.source.load(first.device)
-        if config.shared_values is not None:
-            _lock_replicas(folders, stack)
+        if config.has_replicas:
+            _create_and_lock(folders, stack)
         checkpoints = resume_points(folders)
-        status = stack.enter_context(RunStatus(folders))  # before config.yaml: see _write_configs
+        # The status "running" is written before config.yaml: a finished run that is being extended
+        # must not look finished if the process is killed in between.
+        status = stack.enter_context(RunStatus(folders))
         _write_configs(config, folder, folders)
+        for run in runs:
+            run.objective.to(run.device)
         training_runs = _start_logging(config, folder, checkpoints, overrides, stack)
         outcomes = train(training_runs, data, first.training, first.logging)
         rows: list[dict[str, object]] = []
@@ -95,34 +100,31 @@ def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[s
 def _check_folders(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
     """Raise UserError if a folder holds another run, and NothingToDo if all runs are finished."""
     if config.shared_values is not None:
-        holds_same_run(folder, REPLICAS, config.shared_values)
+        holds_complete_run(folder, REPLICAS, config.shared_values)
     finished = [
-        holds_same_run(run_folder, CONFIG, run.values) and read_status(run_folder) == "finished"
+        holds_complete_run(run_folder, CONFIG, run.values)
+        and read_status(run_folder) == "finished"
         for run_folder, run in zip(folders, config.runs, strict=True)
     ]
     if all(finished):
         run = config.runs[0]
-        hint = f"; training.steps={run.training.steps} ends it" if run.is_cut_by_steps else ""
+        hint = ""
+        if run.stops_before_last_epoch:
+            hint = f"; raise training.steps={run.training.steps} to train longer"
         raise NothingToDo(f"{folder} is finished: nothing to do{hint}")
 
 
-def _lock_replicas(folders: Sequence[Path], stack: ExitStack) -> None:
+def _create_and_lock(folders: Sequence[Path], stack: ExitStack) -> None:
     for folder in folders:
         folder.mkdir(exist_ok=True)
         stack.enter_context(locked(folder))
 
 
 def _write_configs(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
-    """Write the configurations.
-
-    The status "running" must be written before: a finished run that is being extended must not
-    look finished if the process is killed here.
-    """
     if config.shared_values is not None:
         write_atomically(folder / REPLICAS, to_yaml(config.shared_values).encode())
     for run, run_folder in zip(config.runs, folders, strict=True):
         write_atomically(run_folder / CONFIG, to_yaml(run.values).encode())
-        run.objective.to(run.device)
 
 
 def _start_logging(
@@ -132,14 +134,14 @@ def _start_logging(
     overrides: Sequence[str],
     stack: ExitStack,
 ) -> list[TrainingRun]:
-    """Open the loggers until the stack is closed, and record what the runs are made with."""
+    """Open loggers, which closing the stack closes, and record the environment of the runs."""
     made_with = {"overrides": list(overrides), **environment(config.runs[0].device)}
     steps = [checkpoint["step"] if checkpoint else 0 for checkpoint in checkpoints]
     if max(steps):
         log.info("resuming after step %d", max(steps))
     mean_writers = {
-        setting: stack.enter_context(ReplicaMeanWriter(folder / setting, max(steps)))
-        for setting, count in Counter(run.setting for run in config.runs).items()
+        name: stack.enter_context(ReplicaMeanWriter(folder / name, max(steps)))
+        for name, count in Counter(run.name_without_seed for run in config.runs).items()
         if count > 1
     }
     training_runs = []
@@ -155,9 +157,9 @@ def _start_logging(
                 optimizer=run.optimizer,
                 logger=logger,
                 folder=run_folder,
-                seed=run.settings.seed,
+                seed=run.top_level.seed,
                 checkpoint=checkpoint,
-                mean_writer=mean_writers.get(run.setting),
+                mean_writer=mean_writers.get(run.name_without_seed),
             )
         )
     return training_runs
@@ -169,7 +171,7 @@ def _evaluate_and_log(
     """Evaluate the best and the last model of a trained run, and log and save the numbers.
 
     Returns:
-        The test bounds by the name of the model: "best (epoch 7)".
+        The test bounds of each model, by a name such as "best (epoch 7)".
     """
     saved = SavedRun(training_run.folder)
     epochs = {"best": result.best_epoch, "last": result.epochs}
@@ -178,17 +180,17 @@ def _evaluate_and_log(
     }
 
     def evaluate_test(which: Which) -> Bounds:
-        return evaluate_bounds(models[which], data.test.images, run.settings.importance_samples)
+        return evaluate_bounds(models[which], data.test.images, run.top_level.importance_samples)
 
     test = saved.measure_models(models, evaluate_test)
     on_train = evaluate(models["last"], evaluation_images(data, data.train))
-    final = next(iter(test.values()))  # of the best model, if there is one
+    reported = next(iter(test.values()))  # the best model comes first, if there is one
     # One step after the last, so that TensorBoard drops these points if the run is resumed or
     # evaluated again.
     step = result.steps + 1
     results = {
         f"{name}/test": value
-        for name, value in final.items()
+        for name, value in reported.items()
         if value is not None and name not in CODE_TERMS
     }
     training_run.logger.results(step, run.describe(), results)
@@ -208,13 +210,13 @@ def _evaluate_and_log(
 def _print_report(
     run: RunConfig, data: DataSet, rows: list[dict[str, object]], folder: Path
 ) -> None:
-    """Print the test bounds, one row per model, and where everything is."""
-    import pandas as pd  # takes half a second, for which training need not wait
+    """Print the test bounds, one row per model, and the paths of the run folders."""
+    import pandas as pd  # imported here because it takes half a second
 
     from vae.comparison.render import render
     from vae.comparison.table import data_title
 
-    title = data_title(data, run.settings.importance_samples)
+    title = data_title(data, run.top_level.importance_samples)
     if run.name:
         hints = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
         hints += [f"To look at them: tensorboard --logdir {folder}"]

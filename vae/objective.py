@@ -1,7 +1,7 @@
-"""The training objectives: the only place where model and estimator meet.
+"""The training objectives: the only place in training where model and estimator meet.
 
-Each class is one objective. The numbers that evaluation reports do not depend on it: they are
-always those of the discrete model at beta = 1.
+Each public subclass of `TrainingObjective` is one objective. What evaluation reports does not
+depend on the objective: it is always about the discrete model at beta = 1.
 """
 
 import math
@@ -30,11 +30,11 @@ _ONE = Constant(1.0)
 
 
 class Terms(NamedTuple):
-    """The parts of a training objective, in nats for each image: (B,) each."""
+    """The training loss of each image and two terms to log, in nats: (B,) each."""
 
     loss: Tensor  # what is minimised
-    distortion: Tensor  # E_q[-log p(x | z)]
-    rate: Tensor  # KL(q(z | x) || p(z))
+    distortion: Tensor  # an estimate of E_q[-log p(x | z)]
+    rate: Tensor  # KL(q(z | x) || p(z)), or what the objective uses in its place
 
 
 class TrainingObjective(nn.Module, ABC):
@@ -98,20 +98,20 @@ class NegativeELBO(TrainingObjective):
 
 
 class ImportanceWeighted(TrainingObjective):
-    """Minimise -log 1/S sum_i w_i, w_i = p(x, z_i) / q(z_i | x), at S samples with a gradient.
+    """Minimise -log((1/S) sum_i w_i) with w_i = p(x, z_i) / q(z_i | x) at differentiable samples.
 
-    The samples come from a pathwise estimator, and so does the gradient, with its bias. With
-    one-hot samples of q and beta = 1 the negated loss is the bound of Burda et al., which lies
-    between the ELBO (S = 1, with a sampled KL) and log p(x). With a relaxed or a deterministic
-    estimator it is not a bound.
+    A pathwise estimator provides the S samples z_i and their gradient, which has the bias of the
+    estimator. With one-hot samples of q and beta = 1 the negated loss is the bound of Burda et
+    al. In expectation it lies between the ELBO (S = 1, with a sampled KL) and log p(x). With a
+    relaxed or a deterministic estimator it is not a bound.
 
-    Distortion (the mean over the samples) and rate (in closed form) are for display: the loss is
+    Distortion (the mean over the samples) and rate (in closed form) are only logged: the loss is
     not their sum. Costs S evaluations of the decoder.
 
     Args:
         model: The VAE.
         estimator: A pathwise estimator, which draws S samples.
-        beta: Power of p(z) / q(z | x) in the weights, a number or a schedule.
+        beta: Exponent of p(z) / q(z | x) in the weights, a number or a schedule.
 
     References:
         Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519, equation 8.
@@ -137,17 +137,20 @@ class ImportanceWeighted(TrainingObjective):
 class VIMCO(TrainingObjective):
     """Minimise the negative importance-weighted bound at S samples of q, without an estimator.
 
-    The bound is not the expectation of a function of one code, so no estimator applies to it. The
-    gradient is a score function: the score of each sample is weighted by what the sample adds to
-    the bound, which is the bound less the bound with the sample's weight replaced by the geometric
-    mean of the other weights. The gradient is unbiased.
+    The bound L(w_1, ..., w_S) is not the expectation of a function of one code, so VIMCO has a
+    gradient of its own instead of an estimator. The score of sample i is weighted by
 
-    Distortion and rate are as in ImportanceWeighted. Costs S evaluations of the decoder.
+        L(w_1, ..., w_S) - L(w_1, ..., m_i, ..., w_S),
+
+    in which m_i, the geometric mean of the other weights, replaces w_i. The gradient is unbiased.
+
+    Distortion and rate are only logged, as those of ImportanceWeighted are. Costs S evaluations of
+    the decoder.
 
     Args:
         model: The VAE.
         samples: S, at least 2.
-        beta: Power of p(z) / q(z | x) in the weights, a number or a schedule.
+        beta: Exponent of p(z) / q(z | x) in the weights, a number or a schedule.
 
     References:
         Mnih & Rezende (2016), https://arxiv.org/abs/1602.06725.
@@ -170,7 +173,7 @@ class VIMCO(TrainingObjective):
         z = categorical.sample(logits, self.samples)  # (S, B, N, K)
         weights = _log_weights(self.model, x, logits, z, self.beta(step))
         bound = weights.total.logsumexp(0) - math.log(self.samples)
-        signal = bound - _bounds_without_each(weights.total)  # (S, B)
+        signal = bound - _bounds_with_each_replaced(weights.total)  # (S, B)
         score = (signal.detach() * weights.log_q).sum(0)
         loss = -(bound + categorical.gradient_of(score))
         return Terms(loss, *weights.mean_terms(self.model, logits))
@@ -180,9 +183,9 @@ class ConcreteELBO(TrainingObjective):
     """Minimise the negative ELBO of the relaxed model, with the KL of Concrete densities.
 
     The codes are points y inside the simplex. q(y | x) is a product of Concrete distributions at
-    the estimator's temperature, and p(y) one at the prior's temperature. The rate
-    log q(y | x) - log p(y) is computed at the sample and may be negative. It uses the density of
-    log y (ExpConcrete), in which nothing underflows.
+    the estimator's temperature, and p(y) is one at the prior's temperature. The rate
+    log q(y | x) - log p(y) is computed at the sample and may be negative. The densities are those
+    of log y, which do not underflow.
 
     At beta = 1 the negated loss is, in expectation, a lower bound on the log-likelihood of the
     relaxed model, not of the discrete one. Its gradient is unbiased. Costs one evaluation of the
@@ -245,11 +248,11 @@ def _log_weights(
     return _LogWeights(total, log_likelihood, log_q)
 
 
-def _bounds_without_each(log_weights: Tensor) -> Tensor:
+def _bounds_with_each_replaced(log_weights: Tensor) -> Tensor:
     """Return, for each sample, the bound if its log-weight were the mean of the other log-weights.
 
-    The computation uses an (S, S, B) tensor. A difference of sums would need less memory, but it
-    would cancel if one weight dominates.
+    The computation uses an (S, S, B) tensor. A difference of sums would need less memory,
+    but would lose all precision to cancellation if one weight dominates.
 
     Args:
         log_weights: (S, B).
@@ -262,5 +265,5 @@ def _bounds_without_each(log_weights: Tensor) -> Tensor:
     diagonal = torch.eye(samples, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
     replaced = torch.where(
         diagonal, others.unsqueeze(1), log_weights
-    )  # (S, S, B): row i without i
+    )  # (S, S, B): row i has weight i replaced
     return replaced.logsumexp(1) - math.log(samples)

@@ -11,7 +11,7 @@ from vae.config.describe import option_targets
 from vae.config.instantiate import build
 from vae.config.load import read_config, to_yaml
 from vae.config.resolvers import is_class_of
-from vae.config.resume import holds_same_run
+from vae.config.resume import holds_complete_run
 from vae.estimators import Estimator, GumbelRao, MinimumVariance, ReinMax, StraightThrough
 from vae.objective import VIMCO, ConcreteELBO
 from vae.optimizers import SGD, Adam, AdamW, OptimizerConfig, RAdam
@@ -106,7 +106,7 @@ def test_every_estimator_has_its_published_settings(experiment, estimator):
     assert run.optimizer.lr(0) == run.optimizer.lr(10**6) == lr
     schedules = run.objective.schedules()
     assert (schedules["temperature"](0) if "temperature" in schedules else None) == temperature
-    assert experiment == f"reinmax_{run.settings.latents}x{run.settings.categories}"
+    assert experiment == f"reinmax_{run.top_level.latents}x{run.top_level.categories}"
     assert run.values["data"]["binarize"] == "none" and run.values["data"]["validation"] == 0
     assert (run.training.epochs, run.training.batch_size) == (160, 100)
 
@@ -132,7 +132,7 @@ def test_jang_categorical_is_the_published_model_and_schedule(estimator, tempera
     model = run.objective.model
     assert widths(model.encoder) == [784, 200] and widths(model.decoder) == [200, 200, 784]
     assert (model.latents, model.categories) == (20, 10)
-    assert run.settings.importance_samples == 1000
+    assert run.top_level.importance_samples == 1000
     assert run.source.name == "MNIST, binarize=static, validation=10000"
 
 
@@ -256,4 +256,4 @@ def test_the_values_of_a_run_hold_the_settings_and_not_the_table(tmp_path):
         *("data.validation=0", "latents=24", "categories=4", "training.epochs=160"),
         *("optimizer=radam", "optimizer.lr=5e-4", "estimator.temperature=0.3"),
     )
-    assert holds_same_run(tmp_path, CONFIG, by_hand.values)
+    assert holds_complete_run(tmp_path, CONFIG, by_hand.values)

@@ -20,7 +20,7 @@ def values(**changed: object) -> dict[str, object]:
 
 def names(**changed: object) -> list[tuple[str, str]]:
     """Return the name and the setting of each replica."""
-    return [(replica.name, replica.setting) for replica in expand_replicas(values(**changed))]
+    return [(replica.name, replica.name_without_seed) for replica in expand_replicas(values(**changed))]
 
 
 def test_without_seeds_and_lists_the_configuration_stays_as_it_is():
@@ -30,7 +30,7 @@ def test_without_seeds_and_lists_the_configuration_stays_as_it_is():
 
 def test_a_number_of_seeds_is_counted_from_the_seed():
     replicas = expand_replicas(values(seeds=3))
-    assert [(replica.name, replica.setting) for replica in replicas] == [
+    assert [(replica.name, replica.name_without_seed) for replica in replicas] == [
         ("seed_4", ""),
         ("seed_5", ""),
         ("seed_6", ""),
@@ -70,7 +70,7 @@ def test_every_seed_is_combined_with_every_rate_beta_and_temperature():
     )
     assert len(replicas) == 2**4 == len({replica.name for replica in replicas})
     assert replicas[0].name == "seed_4_lr_0.1_beta_1_temperature_0.5"
-    assert replicas[0].setting == "lr_0.1_beta_1_temperature_0.5"
+    assert replicas[0].name_without_seed == "lr_0.1_beta_1_temperature_0.5"
     assert replicas[-1].name == "seed_5_lr_0.2_beta_4_temperature_2"
     assert replicas[-1].values == values(
         seed=5,
@@ -78,7 +78,7 @@ def test_every_seed_is_combined_with_every_rate_beta_and_temperature():
         objective={"beta": 4},
         estimator={"temperature": 2.0},
     )
-    settings = [replica.setting for replica in replicas]
+    settings = [replica.name_without_seed for replica in replicas]
     assert all(settings.count(setting) == 2 for setting in settings)
 
 

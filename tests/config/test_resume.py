@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import build_run, compose_config
 from vae.config.build import build_experiment
 from vae.config.load import to_yaml
-from vae.config.resume import holds_same_run, resumed_config
+from vae.config.resume import holds_complete_run, resumed_config
 from vae.runs.folder import CONFIG, REPLICAS
 from vae.utils.errors import UserError
 
@@ -22,7 +22,7 @@ def run(tmp_path) -> Path:
 
 
 def holds(run: Path, *overrides: str) -> bool:
-    return holds_same_run(run, CONFIG, build_run("data=mnist_5k", *overrides).values)
+    return holds_complete_run(run, CONFIG, build_run("data=mnist_5k", *overrides).values)
 
 
 def test_an_empty_folder_holds_no_run(tmp_path):
@@ -49,7 +49,7 @@ def test_a_run_with_another_value_is_refused_with_its_key(run, override):
 def test_a_run_and_replicas_do_not_share_a_folder(run):
     experiment = build_experiment(compose_config("data=mnist_5k", "seeds=2"))
     with pytest.raises(UserError, match="it has a config.yaml, and no replicas.yaml"):
-        holds_same_run(run, REPLICAS, experiment.shared_values)
+        holds_complete_run(run, REPLICAS, experiment.shared_values)
 
 
 def test_a_resumed_run_that_becomes_longer_keeps_its_schedules(tmp_path):

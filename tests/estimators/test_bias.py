@@ -10,13 +10,13 @@ from torch.testing import assert_close
 from tests.helpers import gradient_estimates
 from vae.categorical import codes, gradient_of, log_prob, one_hot_argmax
 from vae.estimators import (
+    CodeFunction,
     DecoupledStraightThroughGumbel,
     Exact,
     GappedStraightThrough,
     GumbelRao,
     GumbelSoftmax,
     MinimumVariance,
-    Objective,
     ReinMax,
     Softmax,
     StraightThrough,
@@ -31,24 +31,24 @@ DRAWS = 20_000
 # Families of functions f. Each takes a weight (N, K) and returns an f that maps codes
 # (S, B, N, K) to values (S, B).
 
-Family = Callable[[torch.Tensor], Objective]
+Family = Callable[[torch.Tensor], CodeFunction]
 
 
-def linear(weight: torch.Tensor) -> Objective:
+def linear(weight: torch.Tensor) -> CodeFunction:
     return lambda z: (z * weight).sum((-2, -1))
 
 
-def multilinear(weight: torch.Tensor) -> Objective:
+def multilinear(weight: torch.Tensor) -> CodeFunction:
     """Return an f that is linear in each z_n, with products of up to N different ones."""
     return lambda z: (1 + (z * weight).sum(-1)).prod(-1)
 
 
-def quadratic(weight: torch.Tensor) -> Objective:
+def quadratic(weight: torch.Tensor) -> CodeFunction:
     """Return an f that is quadratic in each z_n, without products of different ones."""
     return lambda z: (z * weight).sum(-1).square().sum(-1)
 
 
-def exponential(weight: torch.Tensor) -> Objective:
+def exponential(weight: torch.Tensor) -> CodeFunction:
     """Return the f that sums the exponentials of five random linear functions of z."""
     matrix = torch.randn(N * K, 5, generator=torch.Generator().manual_seed(0)) * weight.std()
     return lambda z: (z.flatten(-2) @ matrix).exp().sum(-1)
@@ -57,7 +57,7 @@ def exponential(weight: torch.Tensor) -> Objective:
 # Gradients of L = E[f(z)] in the logits (N, K)
 
 
-def gradient_by_definition(f: Objective, logits: torch.Tensor) -> torch.Tensor:
+def gradient_by_definition(f: CodeFunction, logits: torch.Tensor) -> torch.Tensor:
     """Return dL / dlogits_nk = sum_z q(z) f(z) (z_nk - p_nk), by a loop over all codes."""
     p = logits.softmax(-1)
     gradient = torch.zeros(N, K)
@@ -68,13 +68,13 @@ def gradient_by_definition(f: Objective, logits: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-def exact_gradient(f: Objective, logits: torch.Tensor) -> torch.Tensor:
+def exact_gradient(f: CodeFunction, logits: torch.Tensor) -> torch.Tensor:
     return gradient_estimates(Exact(limit=K**N), f, logits.unsqueeze(0)).squeeze(0)
 
 
 def expected_gradient(
     estimator: Surrogate | MinimumVariance,
-    f: Objective,
+    f: CodeFunction,
     logits: torch.Tensor,
     temperature: float | None,
 ) -> torch.Tensor:
@@ -180,7 +180,7 @@ def test_mean_of_straight_through_estimates_is_the_enumerated_expectation():
 # Gumbel-softmax
 
 
-def finite_differences(f: Objective, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def finite_differences(f: CodeFunction, logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return central differences of f(softmax((logits + G) / tau)), (DRAWS, N, K).
 
     Both sides of a difference use the same noise G.

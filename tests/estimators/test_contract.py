@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from tests.helpers import compose_config, option_names, resolve_config
 from vae.categorical import one_hot_argmax
-from vae.estimators import Estimator, Objective, Pathwise, StraightThroughArgmax
+from vae.estimators import CodeFunction, Estimator, Pathwise, StraightThroughArgmax
 from vae.schedules import AtLeastOneSchedule, schedules_of
 
 B, N, K = 6, 2, 3
@@ -38,12 +38,14 @@ def build(name: str, *overrides: str) -> Estimator:
     return hydra.utils.instantiate(config, _convert_="all")
 
 
-def squared_error(weight: torch.Tensor, target: torch.Tensor) -> Objective:
+def squared_error(weight: torch.Tensor, target: torch.Tensor) -> CodeFunction:
     """Return the f that maps z to (<z, weight> - target)^2, with one target per image (B,)."""
     return lambda z: ((z * weight).sum((-2, -1)) - target).square()
 
 
-def problem(batch: int = B, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Objective]:
+def problem(
+    batch: int = B, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, CodeFunction]:
     """Return random logits (B, N, K) and an f that differs between images."""
     weight, target = torch.randn(N, K, dtype=dtype), torch.randn(batch, dtype=dtype)
     return torch.randn(batch, N, K, dtype=dtype), squared_error(weight, target)
@@ -57,7 +59,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    estimator: Estimator, logits: torch.Tensor, f: Objective, step: int | torch.Tensor = 0
+    estimator: Estimator, logits: torch.Tensor, f: CodeFunction, step: int | torch.Tensor = 0
 ) -> Estimate:
     """Return the estimate under a seed that is the same in every call."""
     torch.manual_seed(1)
@@ -90,7 +92,7 @@ def assert_mean(draws: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def enumerate_codes(
-    logits: torch.Tensor, f: Objective, weight: torch.Tensor
+    logits: torch.Tensor, f: CodeFunction, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return E[f(z)] for the logits (N, K) of one image, and its gradient in the weight of f."""
     p = logits.softmax(-1)

@@ -7,17 +7,17 @@ import torch
 from torch.testing import assert_close
 
 from vae.categorical import codes, log_prob
-from vae.estimators import Exact, Objective
+from vae.estimators import CodeFunction, Exact
 
 B, N, K = 6, 2, 3
 EXACT = Exact(limit=K**N)
 
 
-def squared_error(weight: torch.Tensor, target: torch.Tensor) -> Objective:
+def squared_error(weight: torch.Tensor, target: torch.Tensor) -> CodeFunction:
     return lambda z: ((z * weight).sum((-2, -1)) - target).square()
 
 
-def enumerated_value(logits: torch.Tensor, f: Objective) -> torch.Tensor:
+def enumerated_value(logits: torch.Tensor, f: CodeFunction) -> torch.Tensor:
     """Return E[f(z)] for the logits (N, K) of one image, by a loop over all codes."""
     p = logits.softmax(-1)
     return sum(

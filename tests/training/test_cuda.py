@@ -39,7 +39,7 @@ from vae.optimizers import SGD, Adam, AdamW, OptimizerConfig, RAdam
 from vae.schedules import Linear
 from vae.training.captured import CapturedStep
 from vae.training.loop import optimize
-from vae.training.replicas import Replicas
+from vae.training.stacked import StackedObjectives
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -110,7 +110,14 @@ class StepOnDevice:
 class SynchronisationDetector(TorchDispatchMode):
     """Raises RuntimeError if an operation would synchronise a device, or copy from the host."""
 
-    OPERATIONS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "unique")
+    OPERATIONS = (
+        "_local_scalar_dense",
+        "lift_fresh",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "unique",
+    )
 
     def __torch_dispatch__(
         self,
@@ -245,7 +252,7 @@ def test_every_tensor_is_created_on_the_device_of_the_model(choice, replicas):
     """The meta device computes nothing, and refuses tensors of the CPU as a GPU does."""
     objectives = [noise_objective(seed, choice).float().to("meta") for seed in range(replicas)]
     pixels = math.prod(objectives[0].model.image_shape)
-    stacked = Replicas(objectives, [adam()] * replicas)
+    stacked = StackedObjectives(objectives, [adam()] * replicas)
     terms = stacked(
         torch.rand(replicas, 5, pixels, device="meta"),
         torch.zeros((), dtype=torch.long, device="meta"),

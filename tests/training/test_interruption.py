@@ -43,9 +43,7 @@ def test_a_run_that_is_interrupted_at_any_step_ends_as_an_undisturbed_run(tmp_pa
     )
     with pytest.raises(Interrupted):
         train_alone(tmp_path / "run", SignalAtStep(step), pattern_data(), clip=clip)
-    result, lines = train_alone(
-        tmp_path / "run", pattern_objective(), pattern_data(), clip=clip
-    )
+    result, lines = train_alone(tmp_path / "run", pattern_objective(), pattern_data(), clip=clip)
     assert lines == expected_lines
     assert without_seconds(result) == without_seconds(expected)
 

@@ -28,17 +28,13 @@ def test_pictures_and_evaluation_do_not_change_training(tmp_path):
 
 
 def test_training_improves_the_elbo(tmp_path):
-    _, lines = train_alone(
-        tmp_path, pattern_objective(Exact(limit=64)), pattern_data(), epochs=60
-    )
+    _, lines = train_alone(tmp_path, pattern_objective(Exact(limit=64)), pattern_data(), epochs=60)
     assert lines[-1]["elbo/train"] > lines[0]["elbo/train"] + 4
     assert lines[-1]["elbo/train"] <= 0
 
 
 def test_training_steps_end_the_run_within_an_epoch(tmp_path):
-    result, lines = train_alone(
-        tmp_path, pattern_objective(), pattern_data(), epochs=5, steps=4
-    )
+    result, lines = train_alone(tmp_path, pattern_objective(), pattern_data(), epochs=5, steps=4)
     assert (result.steps, result.epochs) == (4, 2)
     assert [line["step"] for line in lines] == [3, 4]
 

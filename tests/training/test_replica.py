@@ -221,7 +221,9 @@ def test_replicas_that_are_killed_between_two_saves_end_as_undisturbed_ones(
         assert type(run.outcome) is type(expected_run.outcome)
         if isinstance(expected_run.outcome, TrainingResult):
             assert without_seconds(run.outcome) == without_seconds(expected_run.outcome)
-        assert_equal_tensors(saved_weights(tmp_path / f"r{seed}"), saved_weights(whole / f"r{seed}"))
+        assert_equal_tensors(
+            saved_weights(tmp_path / f"r{seed}"), saved_weights(whole / f"r{seed}")
+        )
 
 
 # Resumed together and alone

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import pattern_data, pattern_objective, train_alone
+from tests.helpers import pattern_data, pattern_objective, resume_steps, train_alone
 from vae.training import checkpoint
 from vae.training.resume import remove_newer, resume_points
 from vae.utils.errors import UserError
@@ -39,11 +39,6 @@ def save_steps(run: Path, *saved: Saved, replicas: int = 2) -> Path:
         }
         checkpoint.save(run, "last", content)
     return run
-
-
-def resume_steps(folders: list[Path]) -> list[int]:
-    """Return the steps from which the runs in these folders resume together."""
-    return [point["step"] if point else 0 for point in resume_points(folders)]
 
 
 RESUMABLE = {

@@ -12,12 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
-from numpy.typing import ArrayLike
 
 from vae.comparison.table import Comparison, numbers
 from vae.config.describe import option_targets
@@ -103,7 +101,9 @@ def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) ->
         final.append(mean.iloc[-1])
     axes.set(xlabel="step", ylabel=f"ELBO, {'held-out' if held_out else 'training'} images")
     if final:
-        axes.set_ylim(*_window(pd.concat([lines[name] for lines in metrics.values()]), final))
+        axes.set_ylim(
+            *_window(pd.concat([lines[name] for lines in metrics.values()]), pd.Series(final))
+        )
     _add_legend(axes)
     return figure
 
@@ -189,9 +189,7 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.axhline(0, color="0.8", zorder=0)
-    others = [
-        f"{row['estimator']} {row['bias']:.2f}" for row in measured[~is_drawn].to_dict("records")
-    ]
+    others = measured[~is_drawn].to_dict("records")
     names = ", ".join(f"{row['estimator']} {row['bias']:.2f}" for row in others)
     not_shown = f"\nNot shown, relative bias: {names}" if others else ""
     axes.set_xlabel("relative standard deviation of one draw" + not_shown)
@@ -242,14 +240,14 @@ def _groups(comparison: Comparison) -> list[tuple[str, Style]]:
     return [(label, looks[label]) for label in comparison.runs["run", "group"].unique()]
 
 
-def _window(values: ArrayLike, final: ArrayLike) -> tuple[float, float]:
+def _window(values: pd.Series, final: pd.Series) -> tuple[float, float]:
     """Return limits of an axis that show the better half of the final values, and their range.
 
     What is far below them is cut off.
     """
-    best, median = np.max(final), np.median(final)
+    best, median = final.max(), final.median()
     reach = max(4 * (best - median), 0.15 * abs(best), 5.0)
-    low, high = max(np.nanmin(values), best - reach), np.nanmax(values)
+    low, high = max(values.min(), best - reach), values.max()
     margin = 0.04 * (high - low) + 0.5
     return low - margin, high + margin
 

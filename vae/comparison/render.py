@@ -29,7 +29,7 @@ def flatten(groups: pd.DataFrame) -> pd.DataFrame:
         statistic
         if quantity == "setting" or statistic in ("best_seed", "worst_seed", "pairs")
         else "_".join(name for name in (quantity, statistic) if name not in ("", "mean"))
-        for quantity, statistic in flat.columns.tolist()
+        for quantity, statistic in _pairs(flat)
     ]
     return flat
 
@@ -47,7 +47,7 @@ def readable(groups: pd.DataFrame) -> pd.DataFrame:
     ranked_by = next(bound for bound in BOUNDS if (bound, "low") in groups)
     of_bound = "" if ranked_by == "elbo" else f" of the {_HEADINGS[ranked_by]}"
     headings = _HEADINGS | {"difference": f"difference{of_bound}"}
-    for quantity, statistic in groups.columns.tolist():
+    for quantity, statistic in _pairs(groups):
         values, heading = groups[quantity, statistic], headings.get(quantity, quantity)
         if quantity in ("setting", "n") or values.isna().all() or (values == "").all():
             continue
@@ -67,6 +67,11 @@ def readable(groups: pd.DataFrame) -> pd.DataFrame:
                 cells = values.tolist()
         columns[heading.replace("_", " ")] = cells
     return pd.DataFrame(columns, index=groups.index)
+
+
+def _pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the names of the columns of a table with two levels."""
+    return [(str(name[0]), str(name[1])) for name in table.columns]
 
 
 def _join(columns: pd.DataFrame, word: str, digits: int = 2) -> list[str]:

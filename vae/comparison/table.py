@@ -184,7 +184,7 @@ def _rank(runs: pd.DataFrame, labels: pd.Index, selection: Selection) -> pd.Inde
     """Return the labels of groups, the best mean first; groups that lack a number come last."""
     bounds = list(dict.fromkeys([selection.rank_by, "elbo"]))
     values = part(runs, "measured").reindex(columns=bounds).astype(float)
-    means = values.groupby(runs["run", "group"]).agg(_mean).reindex(labels)
+    means = values.groupby(runs["run", "group"]).agg(_MEAN[1]).reindex(labels)
     return means.fillna(-math.inf).sort_values(bounds, ascending=False, kind="stable").index
 
 
@@ -276,21 +276,11 @@ def group_table(
         std, low and high (the ends of the 95 % interval of the mean), best_seed, worst_seed and
         pairs. If a run lacks a measured number, its group has no mean of that number.
     """
-    runs, by = comparison.runs, selection.rank_by
-    order, labels = comparison.settings.index, runs["run", "group"].to_numpy()
-    measured = part(runs, "measured").astype(float).set_axis(runs["run", "seed"])
-    statistics: dict[Hashable, Any] = {
-        name: [("mean", _mean), ("std", _std)] for name in (measured if len(runs) else [by])
-    }
-    statistics[by] += [("low", _low), ("high", _high)]
-    statistics[by] += [("best_seed", _best_seed), ("worst_seed", _worst_seed)]
-    parts = [measured.groupby(labels).agg(statistics)]
+    order = comparison.settings.index
+    parts = [_measured(comparison, selection.rank_by)]
     if baseline is not None:
-        parts.append(_differences(comparison, by, baseline))
-    costs = part(runs, "run").astype({"training_objective": float}).groupby(labels)
-    mean, std = ("mean", lambda values: values.mean()), ("std", lambda values: values.std())
-    statistics = {"training_objective": [mean, std], "seconds": [mean], "steps": [mean]}
-    parts.append(costs.agg(statistics))
+        parts.append(_differences(comparison, selection.rank_by, baseline))
+    parts.append(_costs(comparison))
     table = pd.concat(parts, axis="columns").reindex(order)
     if baseline is not None:
         table["difference", "pairs"] = table["difference", "pairs"].fillna(0).astype(int)
@@ -303,23 +293,39 @@ def group_table(
     return pd.DataFrame(columns, index=order)
 
 
-def _mean(values: pd.Series) -> float:
-    return values.mean(skipna=False)
+def _measured(comparison: Comparison, ranked_by: Bound) -> pd.DataFrame:
+    """Return the statistics over seeds of all numbers; NaN if a run of a group lacks a number."""
+    runs = comparison.runs
+    measured = part(runs, "measured").astype(float).set_axis(runs["run", "seed"])
+    if runs.empty:
+        measured = measured.reindex(columns=[ranked_by])
+    statistics: dict[Hashable, Any] = {name: [_MEAN, _STD] for name in measured}
+    statistics[ranked_by] += [_LOW, _HIGH, ("best_seed", _best_seed), ("worst_seed", _worst_seed)]
+    return measured.groupby(runs["run", "group"].to_numpy()).agg(statistics)
 
 
-def _std(values: pd.Series) -> float:
-    return values.std(skipna=False)
+def _differences(comparison: Comparison, bound: Bound, baseline: str) -> pd.DataFrame:
+    """Return the statistics of each group's differences to the baseline, at the seeds of both."""
+    values = numbers(comparison.runs, bound)
+    runs = pd.DataFrame({"seed": values.index, "value": values.to_numpy()})
+    runs["group"] = comparison.runs["run", "group"].to_numpy()
+    is_baseline = runs["group"] == baseline
+    pairs = runs[~is_baseline].merge(runs[is_baseline], on="seed", suffixes=("", "_of_baseline"))
+    differences = (pairs["value"] - pairs["value_of_baseline"]).groupby(pairs["group"])
+    statistics: Any = [_MEAN, _LOW, _HIGH, ("pairs", len)]
+    return pd.concat({"difference": differences.agg(statistics)}, axis=1)
 
 
-def _low(values: pd.Series) -> float:
-    return interval(values)[0]
-
-
-def _high(values: pd.Series) -> float:
-    return interval(values)[1]
+def _costs(comparison: Comparison) -> pd.DataFrame:
+    """Return the statistics of what training reported, over the runs that reported it."""
+    costs = part(comparison.runs, "run")[["training_objective", "seconds", "steps"]].astype(float)
+    mean, std = ("mean", pd.Series.mean), ("std", pd.Series.std)
+    statistics: Any = {"training_objective": [mean, std], "seconds": [mean], "steps": [mean]}
+    return costs.groupby(comparison.runs["run", "group"]).agg(statistics)
 
 
 def _best_seed(values: pd.Series) -> Hashable:
+    """Return the seed of the highest value; None for a single value, or if one is missing."""
     return values.idxmax() if len(values) > 1 and values.notna().all() else None
 
 
@@ -336,21 +342,15 @@ def interval(values: pd.Series) -> tuple[float, float]:
     """
     if len(values) < ENOUGH_SEEDS:
         return math.nan, math.nan
-    error = _std(values) / math.sqrt(len(values))
+    mean, error = values.mean(skipna=False), values.std(skipna=False) / math.sqrt(len(values))
     low, high = (error * stats.t.ppf(share, len(values) - 1) for share in (0.025, 0.975))
-    return float(_mean(values) + low), float(_mean(values) + high)
+    return float(mean + low), float(mean + high)
 
 
-def _differences(comparison: Comparison, bound: Bound, baseline: str) -> pd.DataFrame:
-    """Return the statistics of each group's differences to the baseline, at the seeds of both."""
-    values = numbers(comparison.runs, bound)
-    runs = pd.DataFrame({"seed": values.index, "value": values.to_numpy()})
-    runs["group"] = comparison.runs["run", "group"].to_numpy()
-    is_baseline = runs["group"] == baseline
-    pairs = runs[~is_baseline].merge(runs[is_baseline], on="seed", suffixes=("", "_of_baseline"))
-    differences = (pairs["value"] - pairs["value_of_baseline"]).groupby(pairs["group"])
-    statistics: Any = [("mean", _mean), ("low", _low), ("high", _high), ("pairs", len)]
-    return pd.concat({"difference": differences.agg(statistics)}, axis=1)
+_MEAN = ("mean", lambda values: values.mean(skipna=False))
+_STD = ("std", lambda values: values.std(skipna=False))
+_LOW = ("low", lambda values: interval(values)[0])
+_HIGH = ("high", lambda values: interval(values)[1])
 
 
 def _note(comparison: Comparison, label: str) -> str:

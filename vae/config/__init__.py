@@ -1,4 +1,4 @@
-"""From a configuration, or from a run folder, to checked objects.
+"""Turning a configuration, or a run folder, into checked objects.
 
 Hydra and OmegaConf are used here and in `vae.cli`, and nowhere else.
 """

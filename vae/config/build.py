@@ -1,4 +1,4 @@
-"""From a configuration to checked objects. Nothing is read, written or trained here."""
+"""Build and check everything that a configuration describes, before any work starts."""
 
 from dataclasses import dataclass
 from inspect import isabstract
@@ -28,11 +28,11 @@ from vae.utils.errors import UserError
 from vae.utils.validation import Count, Seed, frozen
 
 _GROUPS = ("data", "model", "estimator", "objective", "optimizer", "training", "tracking")
-_DEFAULT_IMAGE_SHAPE = [28, 28]  # of a model whose configuration names no shape
+_DEFAULT_IMAGE_SHAPE = [28, 28]  # used by models whose configuration has no image_shape
 
 
 @frozen
-class Settings:
+class TopLevelKeys:
     """The keys of a configuration that are not groups."""
 
     latents: Count
@@ -52,11 +52,12 @@ class RunConfig:
         optimizer: The settings of the optimizer.
         training: The length of training and the settings of a step.
         logging: What is logged.
-        settings: The keys that are not groups.
+        top_level: The keys that are not groups.
         device: The device to train on.
-        values: The resolved configuration. Schedules that last for the whole run have its length.
+        values: The resolved configuration. In schedules, `steps: null` has been replaced by the
+            number of steps of the run.
         name: The name of a replica's folder; empty if the run is trained alone.
-        setting: What a replica shares with those that differ from it in the seed alone.
+        name_without_seed: The name that replicas share if they differ only in their seed.
     """
 
     source: Source
@@ -64,11 +65,11 @@ class RunConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     logging: LoggingConfig
-    settings: Settings
+    top_level: TopLevelKeys
     device: torch.device
     values: dict[str, Any]
     name: str
-    setting: str
+    name_without_seed: str
 
     @property
     def total_steps(self) -> int:
@@ -76,7 +77,7 @@ class RunConfig:
         return self.training.total_steps(self.source.train_size)
 
     @property
-    def is_cut_by_steps(self) -> bool:
+    def stops_before_last_epoch(self) -> bool:
         """Whether `training.steps` ends the run before its epochs do."""
         steps = self.training.steps
         return steps is not None and steps < self.training.steps_of_all_epochs(
@@ -100,12 +101,17 @@ class ExperimentConfig:
     runs: list[RunConfig]
     shared_values: dict[str, Any] | None
 
+    @property
+    def has_replicas(self) -> bool:
+        """Whether the runs are replicas, in folders below the folder of the experiment."""
+        return self.shared_values is not None
+
 
 def build_experiment(config: DictConfig) -> ExperimentConfig:
     """Build and check everything that a composed configuration describes.
 
-    Torch's generator is seeded with the seed of each run before its model is built, and is left in
-    the state after the last one.
+    Torch's generator is seeded with the seed of each run before its model is built. On the CPU,
+    training draws its noise from that generator, beginning in the state after the last model.
 
     Raises:
         UserError: The configuration is not valid. The message names the key, the value and what
@@ -114,29 +120,29 @@ def build_experiment(config: DictConfig) -> ExperimentConfig:
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if not isinstance(values, dict):
         raise UserError("a configuration must be a group of keys")
-    for key in (*LOCATION_KEYS, PUBLISHED):  # option files have taken what they need of the table
+    for key in (*LOCATION_KEYS, PUBLISHED):  # the published settings are in the option files now
         values.pop(key, None)
     replicas = expand_replicas({str(key): value for key, value in values.items()})
-    runs = [_build_run(r.values, r.name, r.setting) for r in replicas]
+    runs = [_build_run(r.values, r.name, r.name_without_seed) for r in replicas]
     shared_values = None
     if replicas[0].name:
         shared_values = bind_schedules(values, runs[0].total_steps)
     return ExperimentConfig(runs, shared_values)
 
 
-def _build_run(values: dict[str, Any], name: str, setting: str) -> RunConfig:
+def _build_run(values: dict[str, Any], name: str, name_without_seed: str) -> RunConfig:
     for group in _GROUPS:
         if group == "estimator" and values.get(group) is None:
             continue  # VIMCO takes none
         if not isinstance(values.get(group), dict):
             raise UserError(f"{group} must be a group of keys, not {values.get(group)!r}")
-    settings = _build_settings(values)
-    device = _choose_device(settings.device)
+    top_level = _build_top_level(values)
+    device = _choose_device(top_level.device)
     training = build(values, "training", TrainingConfig)
     source = build(values, "data", Source)
     values = bind_schedules(values, _check_length(training, source))
     values = values | {"model": _with_image_shape(values["model"], source)}
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(top_level.seed)
     model = build(values, "model", CategoricalVAE)
     objective = _build_objective(values, model)
     optimizer = build(values, "optimizer", OptimizerConfig)
@@ -145,19 +151,22 @@ def _build_run(values: dict[str, Any], name: str, setting: str) -> RunConfig:
         check_measurable(objective, logging)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for target in foreign_targets(values):  # such a run folder could not be read again
-        raise UserError(f"_target_={target}: a run folder may name classes of vae/ alone")
+    for target in foreign_targets(values):
+        raise UserError(
+            f"_target_={target}: only classes of the package vae can be used, because a run "
+            "folder may name no others"
+        )
     return RunConfig(
         source=source,
         objective=objective,
         optimizer=optimizer,
         training=training,
         logging=logging,
-        settings=settings,
+        top_level=top_level,
         device=device,
         values=values,
         name=name,
-        setting=setting,
+        name_without_seed=name_without_seed,
     )
 
 
@@ -165,7 +174,8 @@ def _check_length(training: TrainingConfig, source: Source) -> int:
     """Return the number of steps of a run."""
     if training.patience is not None and not source.valid_size:
         raise UserError(
-            f"training.patience={training.patience}: no images are held out to judge a model by"
+            f"training.patience={training.patience}: no images are held out to judge a model by; "
+            "set data.validation"
         )
     try:
         return training.total_steps(source.train_size)
@@ -174,7 +184,7 @@ def _check_length(training: TrainingConfig, source: Source) -> int:
 
 
 def bind_schedules(node: Any, total_steps: int) -> Any:
-    """Return a configuration in which schedules with `steps: null` last for the whole run."""
+    """Return a configuration in which `steps: null` of a schedule is the length of the run."""
     if isinstance(node, list):
         return [bind_schedules(value, total_steps) for value in node]
     if not isinstance(node, dict):
@@ -192,8 +202,8 @@ def _with_image_shape(model: dict[str, Any], source: Source) -> dict[str, Any]:
     if shape != _DEFAULT_IMAGE_SHAPE:
         model = {"image_shape": shape} | model
     given = model.get("image_shape", shape)
-    if isinstance(given, list) and given != shape:  # the model checks everything but a list
-        raise UserError(f"model.image_shape={given}: the images of data are {shape}")
+    if isinstance(given, list) and given != shape:  # the model itself checks other types
+        raise UserError(f"model.image_shape={given}: the images of the data have shape {shape}")
     return model
 
 
@@ -214,10 +224,13 @@ def _check_objective_takes(target: object, estimator: Estimator) -> None:
     """Raise UserError if the objective takes no estimator, or estimators of another type."""
     objective = getattr(objectives, str(target).rpartition(".")[2], None)
     if not (isinstance(objective, type) and issubclass(objective, TrainingObjective)):
-        return  # building it will say what is wrong
+        return  # building the objective reports the error
     takes = objective.takes_estimator
     if takes is None:
-        raise UserError(f"estimator: {objective.__name__} has a gradient of its own; leave it out")
+        raise UserError(
+            f"estimator: {objective.__name__} has a gradient of its own and takes no estimator; "
+            "use estimator=null"
+        )
     if not isinstance(estimator, takes):
         known = (getattr(estimators, name) for name in estimators.__all__)
         fits = [
@@ -233,12 +246,12 @@ def _check_objective_takes(target: object, estimator: Estimator) -> None:
         )
 
 
-def _build_settings(values: dict[str, Any]) -> Settings:
-    settings = {key: value for key, value in values.items() if key not in _GROUPS}
+def _build_top_level(values: dict[str, Any]) -> TopLevelKeys:
+    top_level = {key: value for key, value in values.items() if key not in _GROUPS}
     try:
-        return Settings(**settings)
+        return TopLevelKeys(**top_level)
     except ValidationError as error:
-        raise UserError(describe_error(error, "", Settings, values)) from error
+        raise UserError(describe_error(error, "", TopLevelKeys, values)) from error
 
 
 def _choose_device(name: str) -> torch.device:
@@ -246,7 +259,7 @@ def _choose_device(name: str) -> torch.device:
     if name == "auto":
         name = available[0]
     if name not in available:
-        raise UserError(f"device={name}: not on this machine, which has {', '.join(available)}")
+        raise UserError(f"device={name} is not available here; choose from {', '.join(available)}")
     return torch.device(name)
 
 

@@ -1,4 +1,4 @@
-"""What a configuration says about its run: the names of its choices, and its settings."""
+"""Describe a run by its configuration: its method, and all settings on one level."""
 
 from functools import cache
 from pathlib import Path
@@ -30,12 +30,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Setting]:
 
 
 def describe_settings(values: dict[str, Any], total_steps: int) -> dict[str, Setting]:
-    """Return all settings of a run on one level, with the option names of its method.
+    """Return all settings of a run on one level, with the option names of estimator and objective.
 
     Args:
         values: The run's configuration.
-        total_steps: The number of its steps, which stands under `training.steps`, whether the
-            steps were asked for or follow from the epochs.
+        total_steps: The number of its steps, which replaces `training.steps` (a limit, or null).
     """
     return flatten(values) | _chosen_options(values) | {"training.steps": total_steps}
 

@@ -1,6 +1,6 @@
-"""Building an object from a node of a configuration, with errors of one readable line.
+"""Build the object that a group of a configuration describes.
 
-The line names the key, the value and what is allowed.
+An error is one line that names the key, the value and what is allowed.
 """
 
 import inspect
@@ -40,7 +40,8 @@ def build(values: dict[str, Any], key: str, expected: type[Built], **extra: obje
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from error
     if not isinstance(built, expected):
-        raise UserError(f"{key}._target_={config[key].get('_target_')} is no {expected.__name__}")
+        target = config[key].get("_target_")
+        raise UserError(f"{key}._target_={target} is not a subclass of {expected.__name__}")
     return built
 
 
@@ -51,7 +52,7 @@ def describe_error(
 
     Args:
         error: What pydantic raised.
-        prefix: What stands before the argument's name in the key: "estimator.".
+        prefix: The key of the group with a dot, such as "estimator."; "" at the top level.
         target: The class that was to be built.
         allowed: The names of its arguments.
     """
@@ -71,7 +72,7 @@ def describe_error(
         case "value_error":
             return f"{key.rstrip('.')}: {first['ctx']['error']}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}={_name_of(first['input'])}: {message}"
+    return f"{key}={_text_of(first['input'])}: {message}"
 
 
 def first_line(error: BaseException) -> str:
@@ -80,7 +81,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _explain(error: InstantiationException, config: DictConfig) -> str:
-    """Return Hydra's message of several lines, which contains the key of the node, as one line."""
+    """Return one line for an error of Hydra, whose message has several lines."""
     match = re.search(r"full_key: (\S+)", str(error))
     key = match.group(1) if match else ""
     cause = error.__cause__
@@ -90,6 +91,6 @@ def _explain(error: InstantiationException, config: DictConfig) -> str:
     return f"{key}: {first_line(cause or error)}"
 
 
-def _name_of(value: object) -> str:
-    """Return a value as it stands in the configuration; of an object, the name of its class."""
+def _text_of(value: object) -> str:
+    """Return the text of a value; for a module, the name of its class."""
     return type(value).__name__ if isinstance(value, nn.Module) else str(value)

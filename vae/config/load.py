@@ -1,4 +1,4 @@
-"""What a run folder contains: its configuration, models, estimator and data."""
+"""Read a run folder: its configuration, its models, its estimator and its data."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ Measured = TypeVar("Measured")
 
 
 class SavedRun:
-    """A run folder. Each of its files is read once, when it is first needed.
+    """A saved run. The configuration is read at once, and each checkpoint when it is needed, once.
 
     Attributes:
         folder: The run folder.
@@ -38,7 +38,7 @@ class SavedRun:
         """Read the configuration of a run folder.
 
         Raises:
-            UserError: The folder is no run folder, or its configuration cannot be read.
+            UserError: The folder is not a run folder, or its configuration cannot be read.
         """
         self.folder = Path(folder)
         self.values = read_config(self.folder)
@@ -49,7 +49,7 @@ class SavedRun:
         return [which for which in WHICH if checkpoint.exists(self.folder, which)]
 
     def default_model(self) -> Which:
-        """Return "best", or "last" if there is no best checkpoint."""
+        """Return which model is used by default: "best", or "last" without a best checkpoint."""
         return "best" if checkpoint.exists(self.folder, "best") else "last"
 
     def checkpoint(self, which: Which) -> Checkpoint:
@@ -95,7 +95,7 @@ class SavedRun:
     def measure_models(
         self, models: Iterable[Which], measure: Callable[[Which], Measured]
     ) -> dict[Which, Measured]:
-        """Measure each of the run's models; once, if the best model is the last one."""
+        """Measure each of the run's models, but only once if the best model is the last one."""
         steps = {which: self.step(which) for which in models}
         model_at = {step: which for which, step in steps.items()}
         measured = {step: measure(which) for step, which in model_at.items()}
@@ -132,7 +132,9 @@ class SavedRun:
             part.load_state_dict(state)
         except RuntimeError as error:
             file = checkpoint.path(self.folder, which or self.default_model())
-            raise UserError(f"{file} holds another {name} than {CONFIG} names") from error
+            raise UserError(
+                f"{file} holds a different {name} from the one that {CONFIG} describes"
+            ) from error
 
 
 def load(folder: str | Path, which: Which | None = None) -> CategoricalVAE:
@@ -157,13 +159,13 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Return the resolved configuration in a run folder.
 
     Raises:
-        UserError: The file is missing, damaged, or names a class that is no part of a run.
+        UserError: The file is missing, damaged, or names a class that run folders may not use.
     """
     file = folder / name
     try:
         config = OmegaConf.load(file)
     except OSError as error:
-        raise UserError(f"{folder} is no run folder: it has no {name}") from error
+        raise UserError(f"{folder} is not a run folder: it has no {name}") from error
     except Exception as error:  # PyYAML and OmegaConf share no base class
         raise UserError(f"{file} cannot be read: {first_line(error)}") from error
     values = OmegaConf.to_container(config) if OmegaConf.is_dict(config) else None
@@ -178,7 +180,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
         if not isinstance(values.get(key), int):
             raise UserError(f"{file} has no {key}")
     for target in foreign_targets(values):
-        raise UserError(f"{file} would build {target}, which is no part of a run")
+        raise UserError(f"{file} names {target}, which is not a class that run folders may use")
     return {str(key): value for key, value in values.items()}
 
 
@@ -188,7 +190,7 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 
 def foreign_targets(values: object) -> list[object]:
-    """Return every `_target_` of a configuration that is not a class of which runs are made.
+    """Return every `_target_` of a configuration that is not a class that run folders may use.
 
     Run folders are data that people share, so they may name only such classes.
     """
@@ -196,8 +198,15 @@ def foreign_targets(values: object) -> list[object]:
 
 
 _PARTS_OF_RUNS = (
-    *(Source, Networks, CategoricalVAE, Estimator, Schedule),
-    *(TrainingObjective, OptimizerConfig, TrainingConfig, LoggingConfig),
+    Source,
+    Networks,
+    CategoricalVAE,
+    Estimator,
+    Schedule,
+    TrainingObjective,
+    OptimizerConfig,
+    TrainingConfig,
+    LoggingConfig,
 )
 
 

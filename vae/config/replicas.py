@@ -1,4 +1,4 @@
-"""The replicas that a configuration asks for: seeds, and lists of rates, betas, temperatures."""
+"""Expand a configuration into replicas: its seeds, and lists of rates, betas, temperatures."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,12 +18,12 @@ class ReplicaValues(NamedTuple):
     """The configuration of one replica, and its names."""
 
     name: str  # of its folder, such as seed_0_lr_0.001; empty if there is one replica alone
-    setting: str  # the same without the seed: replicas of one setting differ in the seed alone
+    name_without_seed: str  # which replicas that differ only in their seed share
     values: dict[str, Any]
 
 
 def expand_replicas(values: Mapping[str, Any]) -> list[ReplicaValues]:
-    """Return the configurations of all replicas: every seed with every rate and temperature.
+    """Return the configurations of all replicas: every combination of seeds and lists.
 
     Without `seeds` and without lists, there is one configuration.
 
@@ -58,8 +58,8 @@ def _replica(values: Mapping[str, Any], choice: Mapping[str, Any]) -> ReplicaVal
         *group, name = key.split(".")
         (replica_values[group[0]] if group else replica_values)[name] = value
         words[name] = f"{name}_{_short(value)}"
-    setting = "_".join(word for name, word in words.items() if name != "seed")
-    return ReplicaValues("_".join(words.values()), setting, replica_values)
+    without_seed = "_".join(word for name, word in words.items() if name != "seed")
+    return ReplicaValues("_".join(words.values()), without_seed, replica_values)
 
 
 def _seeds(seeds: object, first: object) -> list[Any] | None:
@@ -70,19 +70,19 @@ def _seeds(seeds: object, first: object) -> list[Any] | None:
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise UserError(f"seeds={seeds}: give the number of seeds, or a list of them")
     if isinstance(first, bool) or not isinstance(first, int):
-        raise UserError(f"seed={first}: seeds={seeds} are counted from it, so it must be a number")
+        raise UserError(f"seed={first}: seeds={seeds} counts from seed, which must be a number")
     return list(range(first, first + seeds))
 
 
 def _distinct(key: str, values: list[Any]) -> list[Any]:
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
-        raise UserError(f"{key}={values}: a list of replicas takes numbers")
+        raise UserError(f"{key}={values}: the values of a list must be numbers")
     if not values or len({_short(value) for value in values}) < len(values):
-        raise UserError(f"{key}={values}: a list of replicas needs values that differ")
+        raise UserError(f"{key}={values}: a list needs values, all of them different")
     return values
 
 
 def _short(value: float) -> str:
-    """Return the shortest text that is not another number's."""
+    """Return the shortest text that converts back to exactly this number."""
     short = f"{value:g}"
     return short if float(short) == value else str(value)

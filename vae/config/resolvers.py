@@ -1,8 +1,8 @@
-"""What option files may interpolate besides other keys: `${published:lr,1e-3}` and the like.
+"""The resolvers of this project's option files, such as `${published:lr,1e-3}`.
 
 The processes of a launcher do not run `train.py` from the top, so `register_resolvers` is called
-by everything that composes or reads a configuration. Imports no torch: `--help` needs the
-resolvers too.
+by everything that composes a configuration. This module imports no torch, because `--help` needs
+the resolvers too.
 
 An experiment may hold a table of the settings that each estimator was published with:
 
@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 PUBLISHED = "published"
-"""The key of the table."""
+"""The key of the table of published settings."""
 
 OTHERS = "others"
-"""The row for all estimators without a row of their own."""
+"""The row that is used for settings which the row of an estimator lacks."""
 
 
 def register_resolvers() -> None:
@@ -33,9 +33,9 @@ def register_resolvers() -> None:
 def published(key: str, default: object, *, _root_: DictConfig) -> object:
     """Return a setting that the chosen estimator was published with, or a default.
 
-    `${published:lr,1e-3}` is the `lr` in the estimator's row of the table, else the `lr` in the
-    row `others`, else 1e-3. This only sets the default in the option file; a value given on the
-    command line or in another config overrides it.
+    `${published:lr,1e-3}` is the `lr` in the estimator's row of the table. If that row has no
+    `lr`, it is the `lr` in the row `others` and, without that, 1e-3. This only sets the default in
+    the option file; a value given on the command line or in another config overrides it.
     """
     table = _root_.get(PUBLISHED)
     if not OmegaConf.is_dict(table):  # no experiment was chosen, or it has no table
@@ -49,7 +49,7 @@ def published(key: str, default: object, *, _root_: DictConfig) -> object:
 
 
 def is_class_of(target: str, option: str) -> bool:
-    """Return whether a class belongs to an option: "vae.estimators.ReinMax" to "reinmax"."""
+    """Return whether an option builds a class, as "reinmax" builds "vae.estimators.ReinMax"."""
     return target.rpartition(".")[2].lower() == option.replace("_", "")
 
 
@@ -75,7 +75,7 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 def mark(overrides: str) -> str:
-    """Return a few letters that stand for overrides which the name of a run does not show."""
+    """Return a short hash of the overrides that the name of a run does not show."""
     return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
 
 
@@ -85,7 +85,7 @@ def or_else(value: object, default: object) -> object:
 
 
 def _seeds_name(seed: int, seeds: int | Sequence[int] | None) -> str:
-    """Return seed0; for replicas seeds10, seed20_seeds10 from another seed on, or seeds3-7."""
+    """Return "seed0" or, for replicas, "seeds10", "seed20_seeds10" or "seeds3-7"."""
     if seeds is None:
         return f"seed{seed}"
     if isinstance(seeds, Sequence):

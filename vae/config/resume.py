@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and whether a folder holds the run that is asked for."""
+"""Check what may change when a run is resumed, and whether a folder holds the same run."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from vae.runs.folder import CONFIG, REPLICAS
 from vae.utils.errors import UserError
 
 LOCATION_KEYS = ("resume", "sweep")
-"""Keys that say where a run is, and nothing about the run."""
+"""Keys that say where a run is, and that are not a part of its configuration."""
 
-_NO_EFFECT_ON_RESULTS = ("device", "data.root", "data.mirror", "training.capture")
+_MAY_ALWAYS_CHANGE = ("device", "data.root", "data.mirror", "training.capture")
 _LENGTH = ("training.epochs", "training.steps")
-_MAY_CHANGE = (*_LENGTH, *_NO_EFFECT_ON_RESULTS)
+_MAY_CHANGE = (*_LENGTH, *_MAY_ALWAYS_CHANGE)
 
 
 def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> DictConfig:
     """Return a run's own configuration with the changes that the command line asks for.
 
-    The run may become longer; its schedules stay as they are.
+    The run may become longer. Its schedules keep their length, so a cosine stays at its end value
+    for the added steps.
 
     Args:
         folder: A run folder, or a folder of replicas.
@@ -39,12 +40,14 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
             OmegaConf.update(config, key, OmegaConf.select(composed, key))
         elif key not in LOCATION_KEYS:
             allowed = ", ".join(_MAY_CHANGE)
-            raise UserError(f"{key}: resume takes everything but {allowed} from the run itself")
+            raise UserError(f"{key} cannot change when a run is resumed; only {allowed} can")
     return config
 
 
-def holds_same_run(folder: Path, name: str, values: dict[str, Any]) -> bool:
-    """Return whether a folder holds the run that a configuration describes, at the same length.
+def holds_complete_run(folder: Path, name: str, values: dict[str, Any]) -> bool:
+    """Check that a folder holds no other run; return whether it holds this run at full length.
+
+    A folder that is empty, or that holds a shorter part of the run, gives False.
 
     Args:
         folder: A folder, which may be empty.
@@ -56,7 +59,8 @@ def holds_same_run(folder: Path, name: str, values: dict[str, Any]) -> bool:
     """
     other_name = {CONFIG: REPLICAS, REPLICAS: CONFIG}[name]
     if (folder / other_name).exists():
-        raise UserError(f"{folder} holds another run: it has a {other_name}, and no {name}")
+        one = {CONFIG: "replicas", REPLICAS: "a single run"}[name]
+        raise UserError(f"{folder} holds another run: its {other_name} describes {one}")
     if not (folder / name).exists():
         return False
     saved_values = read_config(folder, name)
@@ -64,7 +68,8 @@ def holds_same_run(folder: Path, name: str, values: dict[str, Any]) -> bool:
     saved, asked = flatten(saved_values), flatten(values)
     for key in dict.fromkeys([*saved, *asked]):
         old, new = saved.get(key), asked.get(key)
-        may_differ = key in _NO_EFFECT_ON_RESULTS or (key in _LENGTH and additional_steps >= 0)
+        may_differ = key in _MAY_ALWAYS_CHANGE or (key in _LENGTH and additional_steps >= 0)
         if old != new and not may_differ:
-            raise UserError(f"{folder} holds another run: its {key} is {old}, and not {new}")
+            kind = "a longer" if key in _LENGTH else "another"
+            raise UserError(f"{folder} holds {kind} run: its {key} is {old}, not {new}")
     return additional_steps == 0

@@ -1,6 +1,6 @@
 """Gradient estimators for E[f(z)] with z categorical: one method, or one family, per file."""
 
-from vae.estimators.base import Estimator, Objective, Pathwise, Surrogate
+from vae.estimators.base import CodeFunction, Estimator, Pathwise, Surrogate
 from vae.estimators.decoupled_straight_through_gumbel import DecoupledStraightThroughGumbel
 from vae.estimators.disarm import Disarm
 from vae.estimators.exact import Exact
@@ -16,6 +16,7 @@ from vae.estimators.straight_through import StraightThrough
 from vae.estimators.straight_through_argmax import StraightThroughArgmax
 
 __all__ = [
+    "CodeFunction",
     "DecoupledStraightThroughGumbel",
     "Disarm",
     "Estimator",
@@ -24,7 +25,6 @@ __all__ = [
     "GumbelRao",
     "GumbelSoftmax",
     "MinimumVariance",
-    "Objective",
     "Pathwise",
     "Rebar",
     "ReinMax",

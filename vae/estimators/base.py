@@ -4,16 +4,17 @@ Notation of this package:
 
     z      a one-hot code (N, K), with the code z_n (K,) of latent n
     q      the distribution Cat(logits) of z; p = softmax(logits) are its probabilities
-    f      the function whose expectation is differentiated; g is its gradient at the code
+    f      the function whose expectation is differentiated
+    g      the gradient of f at the code
     L      E[f(z)] with z ~ q, the quantity to estimate
-    S      the number of samples of each image
+    B, S   the number of images, and of samples drawn for each image
     G      standard Gumbel noise; argmax(logits + G) is an exact sample of q
     tau    a temperature
     J(p)   diag(p) - p p^T, the Jacobian of a softmax whose value is p
 
-Each docstring states the method's formula and then four facts. Bias: the difference between the
-expected gradient estimate and the gradient of L. Value: what the returned number estimates. Cost:
-the evaluations of f, each of which is one decoder pass in a VAE. Reference: the paper.
+Each docstring states the formula of the method, and then: Bias, the difference between the
+expected gradient estimate and the gradient of L; Value, what the returned number estimates; Cost,
+the evaluations of f, each of which is one decoder pass in a VAE; Reference, the paper.
 """
 
 from abc import ABC, abstractmethod
@@ -25,27 +26,27 @@ from vae import categorical
 from vae.schedules import PositiveSchedule, Step, Value
 from vae.utils.validation import Count, validated
 
-Objective = Callable[[Tensor], Tensor]
+CodeFunction = Callable[[Tensor], Tensor]
 """The function f: codes (S, B, N, K) -> values (S, B)."""
 
 
 class Estimator(nn.Module, ABC):
-    """Estimate L = E[f(z)], z ~ Cat(logits), by a tensor that can be differentiated.
+    """Estimate L = E[f(z)] with z ~ Cat(logits), in a way that can be differentiated.
 
     The value of the tensor estimates L. Its backward pass estimates the gradient of L in the
     logits and in everything else that f depends on. The estimator chooses how often to evaluate f
     and at which points.
 
-    f treats the leading axis as samples and broadcasts a batch axis of size 1: codes (S, 1, N, K)
-    stand for the same codes for every image.
+    f must treat the leading axis as samples and broadcast a batch axis of size 1: codes
+    (S, 1, N, K) stand for the same codes for every image.
     """
 
-    @validated  # so that a subclass without a constructor reports unknown arguments, too
+    @validated  # also rejects unknown arguments of subclasses without a constructor
     def __init__(self) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         """Return the estimate of L for each image.
 
         Args:
@@ -64,7 +65,7 @@ class Estimator(nn.Module, ABC):
 class Pathwise(Estimator):
     """Evaluate f at samples that carry a gradient, and average over the samples."""
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         return f(self.sample(logits, step)).mean(0)
 
     @abstractmethod
@@ -73,7 +74,7 @@ class Pathwise(Estimator):
 
 
 class Surrogate(Pathwise):
-    """Evaluate f at exact one-hot samples of q, and use the gradient of a surrogate for theirs.
+    """Evaluate f at exact one-hot samples of q, and differentiate a surrogate in their place.
 
     Args:
         temperature: A number or a schedule, greater than 0.
@@ -96,7 +97,7 @@ class Surrogate(Pathwise):
         """Return a tensor whose gradient replaces that of the samples; its value is not used.
 
         Args:
-            z: One-hot samples (S, B, N, K), constant in the logits.
+            z: One-hot samples (S, B, N, K), without a gradient.
             logits: (B, N, K).
             temperature: The temperature at this step.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vae.categorical import fine_uniform, gradient_of, one_hot
-from vae.estimators.base import Estimator, Objective
+from vae.estimators.base import CodeFunction, Estimator
 from vae.schedules import Step
 
 
@@ -26,7 +26,7 @@ class Disarm(Estimator):
         stick breaking of `antithetic_pair`.
     """
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         with torch.no_grad():
             z, weight = antithetic_pair(logits)  # (2, B, N, K), (B, N)
         loss = f(z)  # (2, B)
@@ -39,9 +39,10 @@ class Disarm(Estimator):
 def antithetic_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Draw two coupled codes that both follow Cat(logits), and the weights of their latents.
 
-    Both codes are drawn by stick breaking, least probable category first, with the uniform
-    numbers u and 1 - u at each break. In this order every break but the last two takes at most a
-    third of the rest of the stick, so that the weights stay below 2 without clipping.
+    Both codes are drawn by stick breaking, least probable category first. Each break draws a new
+    uniform number u, and uses u for one code and 1 - u for the other. In this order every break
+    but the last two takes at most a third of the rest of the stick, so that the weights stay below
+    2 without clipping. (The clamps in the code only catch rounding.)
 
     Args:
         logits: (B, N, K).
@@ -57,12 +58,13 @@ def antithetic_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     breaks = torch.stack([u < h, 1 - u <= h])  # (2, B, N, K)
     breaks[..., -1] = True
     first = breaks.to(torch.uint8).argmax(-1)  # (2, B, N): the first break is the code
-    a, b = first.amin(0), first.amax(0)
-    # Before a, neither stick breaks: (1 - h)^2 / (1 - 2 h) for each break. At a, one stick breaks:
-    # 1 - h. After a, only the other stick is broken, with the same factors in q(b) and Q(a, b).
+    earlier, later = first.amin(0), first.amax(0)
+    # The factors of q(a) q(b) / Q(a, b): each position at which neither stick breaks contributes
+    # (1 - h)^2 / (1 - 2 h), and the position at which the first stick breaks contributes 1 - h.
+    # Afterwards only one stick is left, whose factors in q(b) and Q(a, b) are the same.
     both = (1 - h).square() / (1 - 2 * h).clamp_min(torch.finfo(h.dtype).tiny)
     position = torch.arange(h.shape[-1], device=h.device)
-    before = torch.where(position < a.unsqueeze(-1), both, torch.ones_like(both)).prod(-1)
-    weight = before * (1 - h.gather(-1, a.unsqueeze(-1)).squeeze(-1))
+    before = torch.where(position < earlier.unsqueeze(-1), both, torch.ones_like(both)).prod(-1)
+    weight = before * (1 - h.gather(-1, earlier.unsqueeze(-1)).squeeze(-1))
     z = one_hot(order.gather(-1, first.movedim(0, -1)).movedim(-1, 0), h.shape[-1]).to(h.dtype)
-    return z, torch.where(a == b, torch.zeros_like(weight), weight)
+    return z, torch.where(earlier == later, torch.zeros_like(weight), weight)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vae.categorical import codes, gradient_of, log_prob
-from vae.estimators.base import Estimator, Objective
+from vae.estimators.base import CodeFunction, Estimator
 from vae.schedules import Step
 from vae.utils.validation import Count, validated
 
@@ -35,7 +35,7 @@ class Exact(Estimator):
                 f"more than its limit of {self.limit}"
             )
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         latents, categories = logits.shape[-2:]
         self.check(latents, categories)
         z = codes(latents, categories, logits.device).to(logits.dtype).unsqueeze(1)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vae.categorical import gradient_of, log_prob, sample
-from vae.estimators.base import Estimator, Objective
+from vae.estimators.base import CodeFunction, Estimator
 from vae.schedules import Step
 from vae.utils.validation import Count, Decay, validated
 
@@ -33,7 +33,7 @@ class Reinforce(Estimator):
         super().__init__()
         self.samples = samples
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         z = sample(logits, self.samples)  # (S, B, N, K)
         loss = f(z)  # (S, B)
         baseline = (loss.sum(0) - loss) / (self.samples - 1)
@@ -69,7 +69,7 @@ class ReinforceMovingAverage(Estimator):
         # steps. (The buffer keeps this name because checkpoints store it.)
         self.register_buffer("seen", torch.zeros(()))
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
         advantage = loss.detach() - self.past_average(loss.detach())
@@ -121,7 +121,7 @@ class ReinforceLearnedBaseline(ReinforceMovingAverage):
             nn.Flatten(), nn.Linear(latents * categories, hidden), nn.Tanh(), nn.Linear(hidden, 1)
         )
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
         centred = loss.detach() - self.past_average(loss.detach())

@@ -8,16 +8,23 @@ from vae.utils.validation import Count, validated
 
 
 class ReinMax(Surrogate):
-    """Improve straight-through to second order: Heun's integration rule replaces Euler's.
+    """Improve straight-through to second order.
+
+    Straight-through approximates the change of f between two codes by its slope at one end, as
+    Euler's rule does. ReinMax uses the slopes at both ends, as Heun's rule does.
 
     Gradient in the logits: 2 J(m) g - J(p) g / 2 with m = (z + softmax(logits / tau)) / 2.
 
-    Bias: none at tau = 1 if f is quadratic in each z_n, so the method is of second order. At any
-        other tau there is a bias even for linear f.
+    Bias: none at tau = 1 if f is quadratic in each z_n, which is why the method is called second
+        order. At any other tau there is a bias even for linear f.
     Value: an unbiased estimate of L.
     Cost: one evaluation of f per sample.
-    Reference: Liu et al. (2023), https://arxiv.org/abs/2304.08612, Algorithm 2, which takes
-        tau >= 1. At tau = 1 it is the ZGR estimator of Shekhovtsov (2023).
+    Reference: Liu et al. (2023), https://arxiv.org/abs/2304.08612, Algorithm 2. At tau = 1
+        it is the ZGR estimator of Shekhovtsov (2023).
+
+    Args:
+        temperature: tau, a number or a schedule, at least 1 as in the paper.
+        samples: S, the number of codes drawn for each image.
     """
 
     @validated

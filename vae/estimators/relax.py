@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from vae.categorical import conditional_gumbel, gradient_of, gumbel_noise, one_hot_argmax
-from vae.estimators.base import Estimator, Objective
+from vae.estimators.base import CodeFunction, Estimator
 from vae.schedules import Step
 from vae.utils.validation import Count, Positive, validated
 
@@ -21,9 +21,12 @@ class ControlVariate(Estimator):
 
         (f(b) - c(z')) grad log q(b) + grad c(z) - grad c(z'),
 
-    which is unbiased for every f and every differentiable c. The parameters of c are fitted by
-    minimising the squared gradient estimate, whose gradient is that of the variance. Nothing else
-    learns from the fit, and c passes no gradient to what f depends on.
+    which is unbiased for every f and every differentiable c.
+
+    The parameters of c are fitted by minimising the squared gradient estimate. Because the
+    estimate is unbiased, the expected gradient of its square is that of its variance. The fit
+    changes the parameters of c alone, and the decoder gets no gradient through c. The gradient of
+    the fit is scaled for the mean of the returned values over the batch, which training minimises.
 
     References:
         Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
@@ -32,7 +35,7 @@ class ControlVariate(Estimator):
     control: nn.Module
     """c: takes perturbed log-probabilities (1, B, N, K) and f, returns (B,)."""
 
-    def forward(self, logits: Tensor, f: Objective, step: Step) -> Tensor:
+    def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
         theta = logits.detach()
         noise = gumbel_noise(theta, 1)
         b = one_hot_argmax(theta.log_softmax(-1) + noise)  # (1, B, N, K)
@@ -55,7 +58,7 @@ class ControlVariate(Estimator):
             return estimate.square().sum((-2, -1)).mean(), estimate
 
         parameters: Parameters = dict(self.control.named_parameters())
-        with torch.no_grad():  # `grad` records what it needs; nothing else has to be recorded
+        with torch.no_grad():  # torch.func.grad records what it needs by itself
             slopes, estimate = grad(square, has_aux=True)(parameters)
         fit = sum(gradient_of(parameters[name] * slope).sum() for name, slope in slopes.items())
         return loss + gradient_of((estimate * logits).sum((-2, -1))) + fit
@@ -69,7 +72,7 @@ class RelaxedObjective(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
         self.scale = nn.Parameter(torch.tensor(scale))
 
-    def forward(self, z: Tensor, f: Objective) -> Tensor:
+    def forward(self, z: Tensor, f: CodeFunction) -> Tensor:
         return self.scale * f((z / self.log_temperature.exp()).softmax(-1)).squeeze(0)
 
 
@@ -84,7 +87,7 @@ class RelaxedObjectiveAndNetwork(RelaxedObjective):
             nn.Linear(latents * categories, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1)
         )
 
-    def forward(self, z: Tensor, f: Objective) -> Tensor:
+    def forward(self, z: Tensor, f: CodeFunction) -> Tensor:
         return super().forward(z, f) + self.network(z.squeeze(0).flatten(1)).squeeze(-1)
 
 
@@ -95,7 +98,7 @@ class Rebar(ControlVariate):
 
     Bias: none for every f that is differentiable inside the simplex.
     Value: an unbiased estimate of L.
-    Cost: three evaluations of f and a double backward pass; owns parameters.
+    Cost: three evaluations of f and a double backward pass; has trainable parameters.
     Reference: Tucker et al. (2017), https://arxiv.org/abs/1703.07370.
 
     Args:
@@ -117,7 +120,7 @@ class Relax(ControlVariate):
 
     Bias: none for every f that is differentiable inside the simplex.
     Value: an unbiased estimate of L.
-    Cost: three evaluations of f and a double backward pass; owns parameters.
+    Cost: three evaluations of f and a double backward pass; has trainable parameters.
     Reference: Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training: the loop, one step of it, the state that it carries, and checkpoints."""
+"""Training: the loop, one step of the loop, the state of the replicas, and checkpoints."""
 
 from vae.training.config import TrainingConfig
 from vae.training.loop import train

@@ -1,4 +1,7 @@
-"""A training step that is recorded once as a CUDA graph and then replayed. Experimental."""
+"""A training step that is recorded once as a CUDA graph and then replayed.
+
+It is experimental: it has not run on a GPU yet.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +10,7 @@ import torch
 from vae.data import Batches
 from vae.objective import TrainingObjective
 from vae.optimizers import OptimizerConfig
-from vae.training.replicas import Replicas
+from vae.training.stacked import StackedObjectives
 from vae.training.step import Optimize
 from vae.utils.errors import UserError
 
@@ -15,11 +18,11 @@ _WARM_UP_STEPS = 3  # before the recording: kernels are chosen and workspaces ar
 
 
 class CapturedStep:
-    """Takes a training step by replaying a CUDA graph.
+    """Takes training steps by replaying a CUDA graph, after a few eager steps.
 
     Everything that changes from step to step (the batch, the learning rates, the temperatures) is
-    computed on the device from two counters, so nothing waits for the device. The whole step, from
-    the choice of the images to the sums, is recorded once. A step can neither be checked for
+    computed from two counters on the device, so that no step waits for the host. The whole step,
+    from the choice of the images to the sums, is recorded once. A step can neither be checked for
     finite values nor be skipped, because that would wait for the device.
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
@@ -37,24 +40,26 @@ class CapturedStep:
         precision: torch.dtype | None = None,
     ) -> None:
         """Stack the objectives and build their optimizers, with learning rates on the device."""
-        self.replicas = Replicas(objectives, optimizers, clip, precision, rates_on_device=True)
+        self.replicas = StackedObjectives(
+            objectives, optimizers, clip, precision, rates_on_device=True
+        )
         self._optimize, self._batches = optimize, batches
         device = next(objectives[0].parameters()).device
-        self._batch, self._step = torch.zeros(2, dtype=torch.long, device=device)
-        self._expected_call: tuple[int, int] | None = None  # what the counters on the device say
+        self._batch_index, self._step = torch.zeros(2, dtype=torch.long, device=device)
+        self._device_counters: tuple[int, int] | None = None  # the values of the two tensors
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_up_steps = 0
 
-    def __call__(self, batch: int, step: int) -> list[int]:
+    def __call__(self, batch_index: int, step: int) -> list[int]:
         """Train on a batch of the epoch at a global step; no replica ever skips it.
 
         Raises:
             UserError: The step cannot be recorded.
         """
-        if self._expected_call != (batch, step):
-            self._batch.fill_(batch)
+        if self._device_counters != (batch_index, step):
+            self._batch_index.fill_(batch_index)
             self._step.fill_(step)
-        self._expected_call = batch + 1, step + 1
+        self._device_counters = batch_index + 1, step + 1
         if self._warm_up_steps < _WARM_UP_STEPS:
             self._warm_up_steps += 1
             side_stream, stream = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -69,14 +74,14 @@ class CapturedStep:
         return []
 
     def run_from_counters(self) -> None:
-        """Run the step that the counters on the device name, and advance the counters."""
-        self._optimize(self.replicas, self._batches, self._batch, self._step)
-        self._batch += 1
+        """Run the step at the counters on the device, and advance the counters."""
+        self._optimize(self.replicas, self._batches, self._batch_index, self._step)
+        self._batch_index += 1
         self._step += 1
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        if self._batches.redraw:  # torch 2.13 and later do this by themselves
+        if self._batches.redraw:  # the graph draws pixels; torch >= 2.13 registers by itself
             for generator in self._batches.generators:
                 graph.register_generator_state(generator)
         try:
@@ -87,6 +92,6 @@ class CapturedStep:
         except RuntimeError as error:  # for example, an estimator that waits for the device
             reason, *_ = str(error).splitlines() or [type(error).__name__]
             raise UserError(
-                f"training.capture=off takes this step, which cannot be captured: {reason}"
+                f"the step cannot be recorded as a CUDA graph ({reason}); set training.capture=off"
             ) from error
         return graph

@@ -1,4 +1,4 @@
-"""Checkpoint files, written so that a crash at any moment loses nothing.
+"""Checkpoint files, written so that a crash always leaves a complete checkpoint.
 
 A checkpoint is a file of `torch.save` followed by the SHA-256 of its bytes. `torch.load` can read
 it, and damage is noticed. The previous checkpoint is kept beside the newest one.
@@ -41,12 +41,12 @@ def previous_path(folder: Path, which: Which) -> Path:
 
 
 def exists(folder: Path, which: Which) -> bool:
-    """Return whether a run folder holds such a checkpoint."""
+    """Return whether a run folder holds a checkpoint of this model."""
     return path(folder, which).exists() or previous_path(folder, which).exists()
 
 
 def save(folder: Path, which: Which, content: Checkpoint) -> None:
-    """Save tensors, numbers and strings by name, and keep the checkpoint before as the previous.
+    """Save tensors, numbers and strings by name, and keep the old file as *.previous.pt.
 
     At every moment, one of the two files is complete.
 
@@ -117,6 +117,7 @@ def _read(file: Path) -> Checkpoint:
     except Exception as error:  # torch.load raises many types on what it refuses to execute
         reason = str(error).partition("\n")[0]
         raise _DamagedError(f"is damaged or no checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
-        raise UserError(f"{file} is of another format than {_FORMAT}")
+    checkpoint_format = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if checkpoint_format != _FORMAT:
+        raise UserError(f"{file} has format {checkpoint_format}, and this version reads {_FORMAT}")
     return checkpoint | {"digest": checksum.hex(), "file": file}

@@ -14,13 +14,14 @@ class TrainingConfig:
         batch_size: Images in a batch.
         steps: Training ends after this many steps; None for no limit besides `epochs`.
         clip: The largest norm of the gradient; None for no clipping.
-        patience: Training ends after this many epochs without a better validation ELBO.
+        patience: Training ends this many epochs after the best validation ELBO; None for no such
+            end.
         precision: The precision of the networks. Sampling, softmax and KL stay in float32.
-        on_nan: What to do if a loss is not finite: end the run, or skip the step. To skip steps,
-            every step waits for the device. On devices other than the CPU, `stop` takes effect at
-            the end of the epoch.
+        on_nan: What to do if a loss is not finite. `stop` ends the run; on devices other than the
+            CPU, at the end of the epoch. `skip` skips the step, also if the gradient is not
+            finite; every step waits for the device.
         capture: With `auto`, steps on a CUDA device are recorded once as a CUDA graph and then
-            replayed, unless steps are to be skipped. Experimental.
+            replayed, unless steps are to be skipped. This is experimental.
     """
 
     epochs: Count
@@ -46,7 +47,7 @@ class TrainingConfig:
         return self.epochs * batches
 
     def total_steps(self, images: int) -> int:
-        """Return the number of steps on that many training images.
+        """Return the number of steps until the epochs or `steps` end training.
 
         Raises:
             ValueError: There are too few images for one batch.

@@ -1,4 +1,4 @@
-"""The replicas that are trained together: start, resume, evaluate, log and save all of them."""
+"""The replicas that are trained together: resuming, evaluating, logging and saving all of them."""
 
 import logging
 import math
@@ -15,8 +15,8 @@ from vae.tracking import LoggingConfig
 from vae.training.config import TrainingConfig
 from vae.training.monitor import MonitorImages
 from vae.training.replica import Progress, Replica, TrainingResult, TrainingRun
-from vae.training.replicas import Replicas
 from vae.training.resume import remove_newer
+from vae.training.stacked import StackedObjectives
 from vae.utils.errors import Diverged
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ReplicaGroup:
     def __init__(
         self,
         runs: Sequence[TrainingRun],
-        replicas: Replicas,
+        replicas: StackedObjectives,
         batches: Batches,
         data: DataSet,
         training: TrainingConfig,
@@ -60,7 +60,7 @@ class ReplicaGroup:
         self.progress = self._resume()
         self._shuffle_states: list[Tensor] = []
         self._epoch_began = self._evaluation_began = 0.0
-        self._first_step_of_process = self.progress.step
+        self._first_timed_step = self.progress.step
         self.images_per_second = 0.0
 
     def active(self) -> list[Replica]:
@@ -72,12 +72,12 @@ class ReplicaGroup:
         ]
 
     def start_epoch(self) -> range:
-        """Shuffle the images, and return the numbers of the batches that are left in the epoch.
+        """Shuffle the images, and return the indices of the batches that are left in the epoch.
 
         In a run that was interrupted inside the epoch, the first batches are already done.
         """
         self._epoch_began = time.perf_counter()
-        self._first_step_of_process = self.progress.step
+        self._first_timed_step = self.progress.step
         self._shuffle_states = [generator.get_state() for generator in self._batches.generators]
         self._batches.shuffle()
         first = self.progress.step - self.progress.first_step
@@ -90,18 +90,20 @@ class ReplicaGroup:
         return self.progress.step - self.progress.first_step >= self._steps_of_epoch()
 
     def record_skipped(self, skipped: Collection[int]) -> None:
-        """Count the step as skipped for each active replica whose loss was not finite."""
-        for member in self.active() if skipped else ():
+        """Record the step as skipped for the active replicas among those with these numbers."""
+        if not skipped:
+            return  # active() takes time in every step
+        for member in self.active():
             if member.index in skipped:
                 member.record_skipped_step(self.progress)
 
-    def stop_clock(self) -> None:
-        """Add the time that the epoch's steps took, and compute the speed."""
+    def measure_speed(self) -> None:
+        """Compute the speed of the epoch's steps, and add their time to the progress."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # CUDA kernels run asynchronously
         seconds = time.perf_counter() - self._epoch_began
         self.progress.seconds += seconds
-        steps = self.progress.step - self._first_step_of_process
+        steps = self.progress.step - self._first_timed_step
         self.images_per_second = steps * self._training.batch_size / seconds
 
     def evaluate(self) -> EpochMetrics:
@@ -112,41 +114,48 @@ class ReplicaGroup:
         }
         return {member: values for member, values in metrics.items() if values is not None}
 
+    def end_epoch(self) -> None:
+        """Count the epoch as completed, and reset what is summed within an epoch."""
+        self.progress.epoch += 1
+        self.progress.first_step = self.progress.step
+        self._replicas.sums.zero_()
+        for member in self.members:
+            member.skipped_steps = 0
+
     def log(self, metrics: EpochMetrics) -> None:
-        """Log the metrics of an epoch and, when they are due, pictures; then end the epoch."""
+        """Log the metrics of the epoch that has just ended and, if they are due, pictures."""
         progress = self.progress
         for member, values in metrics.items():
-            member.run.logger.scalars(progress.step, progress.epoch, values)
+            member.run.logger.scalars(progress.step, progress.completed_epochs, values)
             member.run.logger.speed(progress.step, self.images_per_second)
         for writer in dict.fromkeys(member.run.mean_writer for member in metrics):
             if writer is not None:
                 lines = [v for member, v in metrics.items() if member.run.mean_writer is writer]
                 writer.scalars(progress.step, lines)
-        self._end_epoch(metrics)
         every = self._logging.pictures_every
         for member in metrics if every else ():
             ends = (
                 progress.step == self.total_steps
                 or member.epochs_since_best(progress) >= self._patience
             )
-            if ends or (progress.epoch - 1) % every == 0:
+            if ends or progress.completed_epochs % every == 0:
                 member.log_pictures(progress.step)
 
     def save(self, metrics: EpochMetrics) -> None:
         """Save the last model of each replica, and the best model if the epoch was the best."""
-        for member in metrics:  # first, so that a checkpoint never claims what is not logged
+        for member in metrics:  # before the checkpoints, so that no checkpoint is ahead of the log
             member.run.logger.flush()
         self.progress.seconds += time.perf_counter() - self._evaluation_began
         membership = self._membership(metrics)
         for member in metrics:
             state = self._batches.generators[member.index].get_state()
-            if member.best_epoch == self.progress.epoch - 1:
+            if member.best_epoch == self.progress.completed_epochs:
                 member.save_checkpoint("best", self.progress, state, membership)
             member.save_checkpoint("last", self.progress, state, membership)
 
     def save_within_epoch(self) -> None:
         """Save each active replica in the middle of an epoch, so that training resumes there."""
-        finite = [member for member in self.active() if member.check_finite(self.progress)]
+        finite = [member for member in self.active() if not member.check_divergence(self.progress)]
         membership = self._membership(finite)
         for member in finite:
             member.run.logger.flush()
@@ -173,7 +182,7 @@ class ReplicaGroup:
             if all(f"elbo/{split}" in line for line in metrics.values())
         }
         elbo = ", ".join(f"{split} {mean:.2f}" for split, mean in means.items())
-        text = f"epoch {self.progress.epoch - 1}/{self._training.epochs}, ELBO {elbo}"
+        text = f"epoch {self.progress.completed_epochs}/{self._training.epochs}, ELBO {elbo}"
         bar.set_postfix_str(text)
         if bar.disable:
             log.info("%s, %.0f images/s", text, self.images_per_second * len(self.members))
@@ -185,15 +194,8 @@ class ReplicaGroup:
     def _steps_of_epoch(self) -> int:
         return min(len(self._batches), self.total_steps - self.progress.first_step)
 
-    def _end_epoch(self, metrics: EpochMetrics) -> None:
-        self.progress.epoch += 1
-        self.progress.first_step = self.progress.step
-        self._replicas.sums.zero_()
-        for member in metrics:
-            member.skipped_steps = 0
-
     def _membership(self, active: Collection[Replica]) -> dict[str, Any]:
-        """Return the names of all replicas, and why each of those that stopped has diverged."""
+        """Return the names of all replicas, and why each stopped one has diverged, if it has."""
         stopped = [member for member in self.members if member not in active]
         return {
             "together": [member.run.folder.name for member in self.members],
@@ -204,7 +206,7 @@ class ReplicaGroup:
         }
 
     def _resume(self) -> Progress:
-        """Load the checkpoints of the runs; return the progress of those that are furthest."""
+        """Load the checkpoints of the runs, and return the progress of the newest one."""
         progress, stopped = Progress(), {}
         steps = [m.run.checkpoint["step"] if m.run.checkpoint else 0 for m in self.members]
         for member, step in zip(self.members, steps, strict=True):
@@ -227,7 +229,11 @@ class ReplicaGroup:
         generator = self._batches.generators[member.index]
         torch.set_rng_state(content["random"])
         if content["device"] != generator.device.type:
-            log.warning("another device than before: images and noise are drawn anew")
+            log.warning(
+                "resuming on %s instead of %s: images and noise are drawn anew",
+                generator.device.type,
+                content["device"],
+            )
             generator.manual_seed(member.run.seed + content["step"])
             return
         generator.set_state(content["batches"])

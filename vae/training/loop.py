@@ -1,4 +1,4 @@
-"""The training loop. `optimize` is one step; `train` runs the epochs."""
+"""The training loop: `train` runs the epochs, and `optimize` is what one step does."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from vae.training.config import TrainingConfig
 from vae.training.group import ReplicaGroup
 from vae.training.monitor import check_measurable
 from vae.training.replica import TrainingResult, TrainingRun
-from vae.training.replicas import FiniteCheck, Replicas
+from vae.training.stacked import FiniteCheck, StackedObjectives
 from vae.training.step import EagerStep
 from vae.utils.errors import Diverged
 from vae.utils.signals import GracefulShutdown
@@ -23,16 +23,17 @@ _NOISE = 0x5EED  # makes the seed of the noise differ from that of the batches
 def train(
     runs: Sequence[TrainingRun], data: DataSet, training: TrainingConfig, logging: LoggingConfig
 ) -> list[TrainingResult | Diverged]:
-    """Train the model and the estimator of each run, and leave best.pt and last.pt in its folder.
+    """Train the model and the estimator of each run, and leave its checkpoints in its folder.
 
     Several runs are replicas: they take the same steps at the same time, each with weights,
-    batches, noise and schedules of its own (see `vae.training.replicas`). A replica that diverges
-    or runs out of patience keeps its state, and the others continue.
+    batches, noise and schedules of its own (see `vae.training.stacked`). A replica that diverges
+    or runs out of patience keeps its last checkpoint, and the others continue.
 
     Runs with a checkpoint resume from it. On the CPU, a run that was killed and resumed equals an
-    undisturbed run bit for bit. The objectives draw from torch's default generator and the batches
-    from a generator of each run, so evaluation and pictures change neither. A signal ends the
-    step; then the checkpoints are saved and the run ends.
+    undisturbed run bit for bit. The objectives draw from torch's default generator, which the
+    caller has seeded if the device is the CPU. The batches draw from one generator per run, and
+    evaluation and pictures have generators of their own, so they do not change training. After a
+    signal, the current step is completed, checkpoints are saved, and the run ends.
 
     Returns:
         For each run, how far it was trained, or why it has diverged.
@@ -41,8 +42,8 @@ def train(
         Interrupted: A signal asked for the end.
         UserError: A checkpoint belongs to another run, or a step cannot be captured.
         OSError: A run folder cannot be written to.
-        ValueError: The replicas differ in shape, or gradients are to be measured that have no
-            exact counterpart.
+        ValueError: The replicas differ in shape, or gradients are to be measured of an objective
+            other than the ELBO.
     """
     for run in runs:
         check_measurable(run.objective, logging)
@@ -53,18 +54,19 @@ def train(
 
     with GracefulShutdown() as shutdown, group.progress_bar() as bar:
         while progress.step < group.total_steps and group.active():
-            for batch in group.start_epoch():
-                skipped = take_step(batch, progress.step)  # calls optimize, below
+            for batch_index in group.start_epoch():
+                skipped = take_step(batch_index, progress.step)  # runs optimize, below
                 group.record_skipped(skipped)
                 progress.step += 1
                 bar.update()
                 if shutdown.requested or (skipped and not group.active()):
                     break
-            group.stop_clock()
+            group.measure_speed()
             if shutdown.requested and not group.epoch_is_complete():
                 group.save_within_epoch()
                 shutdown.finish()
             metrics = group.evaluate()
+            group.end_epoch()
             group.log(metrics)
             group.save(metrics)
             group.show(bar, metrics)
@@ -74,18 +76,19 @@ def train(
 
 
 def optimize(
-    replicas: Replicas,
+    replicas: StackedObjectives,
     batches: Batches,
-    batch: Step,
+    batch_index: Step,
     step: Step,
     finite_check: FiniteCheck | None = None,
 ) -> list[int]:
-    """Take one training step with every replica; return the numbers of those that skipped it.
+    """Take one training step with every replica; return the indices of those that skipped it.
 
-    A replica skips the step if `finite_check` finds that its loss or gradient is not finite.
+    A replica skips the step if `finite_check` finds that its loss or gradient is not finite. On a
+    CUDA graph, the index of the batch and the global step are tensors on the device.
     """
     replicas.set_learning_rates(step)
-    images = batches.get(batch)  # (R, B, D)
+    images = batches.get(batch_index)  # (R, B, D)
     terms = replicas(images, step)  # loss, distortion and rate, (R, B) each
     replicas.zero_grad()
     terms.loss.backward(torch.full_like(terms.loss, 1 / images.shape[1]))  # mean over the batch
@@ -102,7 +105,7 @@ def optimize(
 
 def _seeded_generators(runs: Sequence[TrainingRun], data: DataSet) -> list[torch.Generator]:
     device = data.train.images.device
-    if device.type != "cpu":  # on which noise of the same seed would repeat the batches' stream
+    if device.type != "cpu":  # there, equal seeds would give noise and batches the same stream
         torch.manual_seed(runs[0].seed ^ _NOISE)
     return [torch.Generator(device).manual_seed(run.seed) for run in runs]
 

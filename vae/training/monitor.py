@@ -1,4 +1,4 @@
-"""What is measured and drawn of a model after each epoch."""
+"""What is measured at a model after each epoch, and which pictures are drawn."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ _GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
 
 
 class MonitorImages(NamedTuple):
-    """The images that models are evaluated on after each epoch, uint8 (n, D)."""
+    """The images that models are evaluated on and shown with after each epoch, uint8 (n, D)."""
 
-    digest: str  # of the whole data set
+    digest: str  # SHA-256 of the whole data set, which checkpoints store
     train: Tensor
     valid: Tensor  # may be empty
     pictures: Tensor
@@ -86,8 +86,8 @@ def check_measurable(objective: TrainingObjective, logging: LoggingConfig) -> No
     """Raise ValueError if gradients are to be measured of an objective other than the ELBO."""
     if logging.gradient_every and not isinstance(objective, NegativeELBO):
         raise ValueError(
-            f"tracking.gradient_every={logging.gradient_every}: gradients are measured of the "
-            "ELBO's estimators alone; 0 with any other objective"
+            f"tracking.gradient_every={logging.gradient_every}: gradients can only be measured "
+            "with objective=negative_elbo; set it to 0"
         )
 
 

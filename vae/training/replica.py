@@ -14,7 +14,7 @@ from vae.tracking import Logger, LoggingConfig, ReplicaMeanWriter
 from vae.training import checkpoint, monitor
 from vae.training.checkpoint import Checkpoint
 from vae.training.monitor import EpochEvaluation, MonitorImages
-from vae.training.replicas import Replicas
+from vae.training.stacked import StackedObjectives
 from vae.utils.errors import Diverged, UserError
 
 
@@ -30,14 +30,14 @@ class TrainingResult(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run to train: its objective and optimizer, where it is logged, and where it resumes.
+    """One run to train: its objective, its optimizer, its logger and its checkpoint.
 
     Attributes:
         objective: The objective, with its model and estimator, on the device of the data.
         optimizer: The settings of the optimizer.
         logger: Writes the run's metrics.
         folder: The run folder, for checkpoints.
-        seed: The seed of the order of its training images.
+        seed: The seed of the generator that orders its training images.
         checkpoint: The checkpoint to resume from; see `vae.training.resume`.
         mean_writer: Writes the mean over the replicas that differ from this one only in the seed.
     """
@@ -60,9 +60,14 @@ class Progress:
     first_step: int = 0  # the step at which that epoch began
     seconds: float = 0.0
 
+    @property
+    def completed_epochs(self) -> int:
+        """The number of epochs that have ended."""
+        return self.epoch - 1
+
 
 class Replica:
-    """Training state of one replica. With `Progress`, it is everything that a checkpoint stores.
+    """The training state of one replica, which a checkpoint stores together with `Progress`.
 
     Attributes:
         run: What is trained, and where it is kept.
@@ -76,7 +81,7 @@ class Replica:
         self,
         run: TrainingRun,
         index: int,
-        replicas: Replicas,
+        replicas: StackedObjectives,
         images: MonitorImages,
         on_nan: Literal["stop", "skip"],
     ) -> None:
@@ -95,33 +100,33 @@ class Replica:
 
     def epochs_since_best(self, progress: Progress) -> int:
         """Return the number of completed epochs after the best one."""
-        return progress.epoch - 1 - self.best_epoch if self.best_epoch else 0
+        return progress.completed_epochs - self.best_epoch if self.best_epoch else 0
 
     def result(self) -> TrainingResult:
         """Return the state of training when the replica was last saved."""
         return self._result
 
     def record_skipped_step(self, progress: Progress) -> None:
-        """Count a step that was skipped, or end the replica if such steps are not allowed."""
+        """Count a skipped step; with `on_nan=stop`, record that the replica has diverged."""
         if self._on_nan == "skip":
             self.skipped_steps += 1
         else:
             self._diverge(progress, "the training objective")
 
-    def check_finite(self, progress: Progress) -> bool:
-        """End the replica if the epoch's training objective is not finite so far."""
+    def check_divergence(self, progress: Progress) -> bool:
+        """Return whether the epoch's training objective is not finite, and record it if so."""
         if math.isfinite(self._replicas.sums[self.index, 0]):
-            return True
+            return False
         self._diverge(progress, "the training objective")
-        return False
+        return True
 
     def evaluate(self, progress: Progress, logging: LoggingConfig) -> dict[str, float] | None:
         """Return everything that is logged of an epoch, or None if the replica has diverged."""
         steps = progress.step - progress.first_step - self.skipped_steps
         if not steps:
-            self._diverge(progress, "no step of the epoch was taken: the training objective")
+            self._diverge(progress, "every step of the epoch was skipped: the training objective")
             return None
-        if not self.check_finite(progress):
+        if self.check_divergence(progress):
             return None
         loss, distortion, rate = (self._replicas.sums[self.index] / steps).tolist()
         evaluation = monitor.evaluate_epoch(self._model, self._images)
@@ -162,9 +167,10 @@ class Replica:
         """Write a checkpoint.
 
         Args:
-            which: The best checkpoint is only evaluated later; training resumes from the last one.
+            which: "best", which is only evaluated later, or "last", which training resumes from.
             progress: How far training has come.
-            generator_state: The state of the batches' generator at the start of the epoch.
+            generator_state: The state of the batches' generator when the running epoch began, or,
+                after an epoch, its state now.
             membership: Which replicas are trained together, and which have stopped.
 
         Raises:
@@ -174,7 +180,7 @@ class Replica:
         content: Checkpoint = {
             "objective": self._state_dict(),
             "step": progress.step,
-            "epoch": progress.epoch - 1,  # completed epochs
+            "epoch": progress.completed_epochs,
             "data": self._images.digest,
         }
         if which == "last":
@@ -209,7 +215,7 @@ class Replica:
         """
         file = checkpoint.path(self.run.folder, "last")
         if content["data"] != self._images.digest:
-            raise UserError(f"{file} was trained on other images than those that are here now")
+            raise UserError(f"{file} was trained on other images than those of this data set")
         try:
             self.run.objective.load_state_dict(content["objective"])
             self._replicas.optimizers[self.index].load_state_dict(content["optimizer"])
@@ -227,7 +233,11 @@ class Replica:
     def _set_result(self, progress: Progress) -> None:
         best_elbo = self._best_elbo if self.best_epoch else None
         self._result = TrainingResult(
-            progress.epoch - 1, progress.step, self.best_epoch, best_elbo, progress.seconds
+            progress.completed_epochs,
+            progress.step,
+            self.best_epoch,
+            best_elbo,
+            progress.seconds,
         )
 
     def _state_dict(self) -> dict[str, Tensor]:
@@ -239,7 +249,7 @@ class Replica:
 
     @torch.no_grad()
     def _diverge(self, progress: Progress, what: str) -> None:
-        """Record that `what` is not finite, with everything that helps to find out why."""
+        """Record that `what` is not finite, with values that help to find the reason."""
         largest = self._model.encode(self._replicas.images[self.index]).abs().max().item()
         values = [f"{name} {value:g}" for name, value in self._scheduled_values(progress).items()]
         last_good = "no checkpoint yet"

@@ -1,4 +1,4 @@
-"""From which checkpoints the replicas of a run resume together."""
+"""Choosing the checkpoints from which the replicas of a run resume together."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -11,14 +11,14 @@ from vae.utils.errors import UserError
 def resume_points(folders: Sequence[Path]) -> list[Checkpoint | None]:
     """Return the checkpoint from which each replica resumes, or None for a start from step 0.
 
-    Replicas are saved one after another, so a crash can leave some one checkpoint ahead of the
-    rest. All of them then restart from the newest step that every active replica has, or from
-    step 0. Replicas that had already stopped keep their own, older step. Each checkpoint file is
-    read once.
+    Replicas are saved one after another, so a crash can leave some replicas one checkpoint ahead
+    of the others. All of them then restart from the newest step that every active replica has, or
+    from step 0. Replicas that had already stopped keep their own, older step. Each checkpoint file
+    is read once.
 
     Raises:
-        UserError: A replica was trained further on its own, and would lose that, or all
-            checkpoints of a replica are damaged.
+        UserError: A replica was trained further on its own, and resuming would lose these steps,
+            or all checkpoints of a replica are damaged.
     """
     names = [folder.name for folder in folders]
     saved: list[dict[int, Checkpoint]] = []  # by step, the newest first
@@ -38,7 +38,7 @@ def resume_points(folders: Sequence[Path]) -> list[Checkpoint | None]:
     for folder, checkpoints in zip(folders, saved, strict=True):
         step = max((step for step in checkpoints if step <= common_step), default=0)
         epochs = next(iter(checkpoints.values()))["epoch"] if checkpoints else 0
-        # If nothing is common, a crash in the first epoch explains that, and later epochs do not.
+        # Without a common step, the crash must have been in the first epoch.
         is_behind = step < common_step or (not common_step and epochs > 1)
         if is_behind and folder.name not in stopped:
             raise _trained_alone(folder, max(checkpoints))
@@ -47,9 +47,10 @@ def resume_points(folders: Sequence[Path]) -> list[Checkpoint | None]:
 
 
 def remove_newer(folder: Path, checkpoint: Checkpoint) -> None:
-    """Replace checkpoints that are newer than `checkpoint`, or damaged, by the last one before.
+    """Make `checkpoint` the newest last.pt, and remove a newer or damaged best.pt likewise.
 
-    The next save then keeps that one as its predecessor.
+    The previous file takes the place of a file that is newer than `checkpoint` or damaged, so that
+    the next save keeps it as the previous file again.
     """
     for which in WHICH:
         candidates = [checkpoint] if which == "last" else versions(folder, which)
@@ -62,13 +63,16 @@ def remove_newer(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _stopped_replicas(saved: Sequence[dict[int, Checkpoint]]) -> Collection[str]:
     """Return the names of the replicas that had stopped by the newest step of all replicas."""
-    stopped_at = {
+    stopped_by_step = {
         step: content.get("left", ())
         for checkpoints in saved
         for step, content in checkpoints.items()
     }
-    return stopped_at[max(stopped_at)] if stopped_at else ()
+    return stopped_by_step[max(stopped_by_step)] if stopped_by_step else ()
 
 
 def _trained_alone(folder: Path, step: int) -> UserError:
-    return UserError(f"{folder} is at step {step} without the others: they can each go on alone")
+    return UserError(
+        f"{folder} is at step {step} without the others and cannot be resumed with them; "
+        "resume each replica by itself"
+    )

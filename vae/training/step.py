@@ -1,4 +1,4 @@
-"""A training step that runs operation by operation."""
+"""A training step that runs eagerly, operation by operation."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ import torch
 from vae.data import Batches
 from vae.objective import TrainingObjective
 from vae.optimizers import OptimizerConfig
-from vae.training.replicas import FiniteCheck, Replicas
+from vae.training.stacked import FiniteCheck, StackedObjectives
 
 Optimize = Callable[..., list[int]]
 """`vae.training.loop.optimize`: what a step does. The step classes say how it is run."""
@@ -30,7 +30,7 @@ class EagerStep:
         precision: torch.dtype | None = None,
         finite_check: FiniteCheck | None = None,
     ) -> None:
-        """Stack the objectives and build their optimizers; see Replicas.
+        """Stack the objectives and build their optimizers; see StackedObjectives.
 
         Args:
             optimize: What a step does: `vae.training.loop.optimize`.
@@ -39,12 +39,13 @@ class EagerStep:
             batches: The batches that they are trained on.
             clip: The largest norm of the gradient; None for no clipping.
             precision: The autocast dtype of the networks; None for float32.
-            finite_check: Skip the update of a replica whose loss ("loss"), or loss or gradient
-                ("gradient"), is not finite. Forces a device synchronisation at every step.
+            finite_check: With "loss", skip the update of a replica whose loss is not finite. With
+                "gradient", skip it also if the gradient is not finite. A check forces a device
+                synchronisation at every step.
         """
-        self.replicas = Replicas(objectives, optimizers, clip, precision)
+        self.replicas = StackedObjectives(objectives, optimizers, clip, precision)
         self._optimize, self._batches, self._finite_check = optimize, batches, finite_check
 
-    def __call__(self, batch: int, step: int) -> list[int]:
+    def __call__(self, batch_index: int, step: int) -> list[int]:
         """Train on a batch of the epoch at a global step; return the replicas that skipped it."""
-        return self._optimize(self.replicas, self._batches, batch, step, self._finite_check)
+        return self._optimize(self.replicas, self._batches, batch_index, step, self._finite_check)

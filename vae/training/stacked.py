@@ -1,4 +1,4 @@
-"""Several objectives of one shape, trained together: R runs take a step in one vectorised pass."""
+"""Several objectives of one shape as one: a training step of R runs is one vectorised pass."""
 
 import math
 from collections.abc import Sequence
@@ -16,18 +16,17 @@ from vae.schedules import Schedule, Step, Value, schedules_of
 FiniteCheck = Literal["loss", "gradient"]
 
 
-class Replicas:
+class StackedObjectives:
     """R objectives that differ in weights, batches, noise and schedules, and their optimizers.
 
-    Parameters and buffers are stacked, and each objective keeps views of its own slices. Whatever
-    an optimizer, a checkpoint or an evaluation does to an objective is therefore done to the
-    stack. The gradient of a replica does not depend on the other replicas. A single objective is
-    called without stacking.
+    Parameters and buffers are stacked, and each objective keeps views of its slices, so changing
+    an objective in place changes the stack. The gradient of a replica does not depend on the other
+    replicas. A single objective is called without stacking.
 
     Attributes:
         optimizers: One optimizer per replica.
-        sums: Loss, distortion and rate (R, 3): the sums of the batches' means, in nats per image,
-            since the caller last set them to zero.
+        sums: Loss, distortion and rate (R, 3), in nats per image: the sums of the batches' means
+            since the start of the epoch. The caller sets them to zero.
         images: The last batch (R, B, D).
     """
 
@@ -104,7 +103,7 @@ class Replicas:
             parameter.grad = None
 
     def unstack_gradients(self) -> None:
-        """Give the parameters of each objective their gradients, as views of the stack."""
+        """Set the gradients of each objective's parameters to views of the stacked gradients."""
         if len(self.objectives) == 1:
             return
         gradients = {name: stacked.grad for name, stacked in self._parameters.items()}
@@ -126,7 +125,7 @@ class Replicas:
         return torch.stack(terms, -1).mean(1)
 
     def find_nonfinite(self, means: Tensor, check: FiniteCheck | None) -> list[int]:
-        """Return the replicas whose mean loss or, with "gradient", whose gradient is not finite.
+        """Return the indices of replicas with a loss or, with "gradient", a gradient not finite.
 
         The check synchronises the device. Without a check, the list is empty.
         """
@@ -155,7 +154,9 @@ class Replicas:
         try:
             parameters, buffers = stack_module_state(list(self.objectives))
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"the replicas are not of one shape: {error}") from error
+            raise ValueError(
+                f"the replicas differ in the shapes of their parameters: {error}"
+            ) from error
         for index, objective in enumerate(self.objectives):
             for stack, tensors in (
                 (parameters, objective.named_parameters()),
@@ -164,7 +165,7 @@ class Replicas:
                 for name, tensor in tensors:
                     tensor.data = stack[name].data[index]
         self._parameters = parameters
-        self._template = deepcopy(self.objectives[0]).to("meta")  # each call passes its tensors
+        self._template = deepcopy(self.objectives[0]).to("meta")  # each call replaces its tensors
         self._buffers = buffers | self._separate_schedules()
 
     def _call_one(

@@ -30,7 +30,7 @@ from vae.optimizers import SGD, Adam, AdamW, OptimizerConfig, RAdam
 from vae.schedules import Constant, Linear
 from vae.training.captured import CapturedStep
 from vae.training.loop import optimize
-from vae.training.replicas import Replicas, ReplicaSchedule
+from vae.training.stacked import ReplicaSchedule, StackedObjectives
 from vae.training.step import EagerStep
 
 BATCH = 5
@@ -164,9 +164,7 @@ def test_under_bf16_a_replica_equals_a_run_alone_to_rounding(noise, float32):
     sums, _, _ = take_steps(objectives, optimizers, batches, noise, **settings)
     for index in range(REPLICAS):
         batches = noise_batches(data, [index])
-        (sums_alone,), _, _ = take_steps(
-            [make(index)], optimizers[:1], batches, noise, **settings
-        )
+        (sums_alone,), _, _ = take_steps([make(index)], optimizers[:1], batches, noise, **settings)
         assert_close(sums[index], sums_alone, rtol=0.01, atol=0.05)
     assert all(objective.model.precision is None for objective in objectives)
 
@@ -179,7 +177,7 @@ def test_the_noise_of_replicas_is_independent():
         NegativeELBO(noise_model(0), StraightThrough(temperature=1.0)) for _ in range(REPLICAS)
     ]
     images = torch.rand(1, 200, 16).expand(REPLICAS, -1, -1)
-    replicas = Replicas(objectives, [adam()] * REPLICAS)
+    replicas = StackedObjectives(objectives, [adam()] * REPLICAS)
     distortions = replicas(images, 0).distortion.detach()
     assert not torch.equal(distortions[0], distortions[1])
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -195,9 +193,7 @@ def test_a_replica_with_a_nan_does_not_change_the_others(noise):
         if poisoned:
             objectives[1].model.encoder[0].weight.data.fill_(math.nan)
         batches = noise_batches(data, range(REPLICAS))
-        step = EagerStep(
-            optimize, objectives, [adam()] * REPLICAS, batches, finite_check="loss"
-        )
+        step = EagerStep(optimize, objectives, [adam()] * REPLICAS, batches, finite_check="loss")
         for number in range(3):
             noise.restart()
             assert step(number, number) == ([1] if poisoned else [])
@@ -210,7 +206,7 @@ def test_a_replica_with_a_nan_does_not_change_the_others(noise):
 
 def test_a_change_of_an_objective_changes_its_slice_of_the_stack():
     objectives = [NegativeELBO(noise_model(seed), Exact(limit=9)) for seed in range(REPLICAS)]
-    replicas = Replicas(objectives, [adam()] * REPLICAS)
+    replicas = StackedObjectives(objectives, [adam()] * REPLICAS)
     images = torch.rand(REPLICAS, BATCH, 16)
     before = replicas(images, 0).loss.detach()
     with torch.no_grad():
@@ -226,11 +222,9 @@ def test_a_change_of_an_objective_changes_its_slice_of_the_stack():
 def test_replicas_of_different_shapes_are_refused(prior):
     wider = MLP(encoder_sizes=[7], decoder_sizes=[6], activation="tanh")
     wider_model = CategoricalVAE(wider, LATENTS, CATEGORIES, prior=prior, image_shape=(4, 4))
-    objectives = [
-        NegativeELBO(model, Exact(limit=9)) for model in (noise_model(0), wider_model)
-    ]
+    objectives = [NegativeELBO(model, Exact(limit=9)) for model in (noise_model(0), wider_model)]
     with pytest.raises(ValueError, match="not of one shape"):
-        Replicas(objectives, [adam()] * 2)
+        StackedObjectives(objectives, [adam()] * 2)
 
 
 def test_a_replica_schedule_has_the_value_of_the_chosen_replica():
