@@ -260,8 +260,8 @@ def test_a_finished_run_can_be_extended(undisturbed, run, tmp_path, train):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["latents=5"], "latents: resume takes everything but"),
-        (["training.epochs=2"], "its training.epochs is 5, and not 2"),
+        (["latents=5"], "latents: cannot change when a run is resumed"),
+        (["training.epochs=2"], "its training.epochs is 5, not 2"),
     ],
 )
 def test_resuming_changes_neither_the_model_nor_shortens_the_run(
@@ -318,7 +318,7 @@ def test_a_resumed_run_keeps_its_training_steps(tmp_path, train):
     assert train("resume=run", "training.steps=60", cwd=tmp_path)[0] == 0
     assert steps_of(tmp_path / "run") == 60
     status, _, errors = train("resume=run", "training.steps=50", cwd=tmp_path)
-    assert status == 2 and "its training.steps is 60, and not 50" in errors
+    assert status == 2 and "its training.steps is 60, not 50" in errors
     assert train("resume=run", "training.steps=null", cwd=tmp_path)[0] == 0
     assert steps_of(tmp_path / "run") == 120
 
@@ -371,7 +371,7 @@ def test_a_second_process_in_a_run_folder_is_refused(tmp_path, train):
         wait_for_epochs(tmp_path / "run", 1)
         status, _, errors = train(*SMALL, *words, cwd=tmp_path)
         assert status == 2
-        assert "another process is at work on this run" in errors and errors.count("\n") == 1
+        assert "another process is using this run folder" in errors and errors.count("\n") == 1
     finally:
         first.kill()
         first.communicate()
@@ -384,7 +384,7 @@ def test_an_empty_folder_that_another_process_has_locked_is_not_removed(tmp_path
     folder.mkdir()
     with locked(folder):
         status, _, errors = train(*SMALL, "hydra.run.dir=run", cwd=tmp_path)
-        assert status == 2 and "another process is at work on this run" in errors
+        assert status == 2 and "another process is using this run folder" in errors
         assert folder.exists()
     remove_if_empty(folder)
     assert not folder.exists()
@@ -399,7 +399,7 @@ def test_a_run_that_is_interrupted_before_its_first_checkpoint_leaves_no_folder(
     status, _, errors = finish(process)
     assert status == 128 + getattr(signal, name)
     assert "Traceback" not in errors
-    assert f"interrupted by {name}; before anything was saved" in errors
+    assert f"interrupted by {name} before anything was saved" in errors
     assert not list(tmp_path.glob("outputs/*"))
 
 

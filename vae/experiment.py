@@ -19,7 +19,7 @@ from vae.config.load import SavedRun, to_yaml
 from vae.config.resume import holds_complete_run
 from vae.data import DataSet, evaluation_images, to_float
 from vae.evaluation import CODE_TERMS, evaluate, evaluate_bounds
-from vae.runs.environment import environment, record_environment
+from vae.runs.environment import describe_environment, record_environment
 from vae.runs.folder import CONFIG, REPLICAS, SUMMARY, locked
 from vae.runs.status import RunStatus, read_status
 from vae.tracking import Logger, ReplicaMeanWriter, pictures
@@ -135,7 +135,7 @@ def _start_logging(
     stack: ExitStack,
 ) -> list[TrainingRun]:
     """Open loggers, which closing the stack closes, and record the environment of the runs."""
-    made_with = {"overrides": list(overrides), **environment(config.runs[0].device)}
+    made_with = {"overrides": list(overrides), **describe_environment(config.runs[0].device)}
     steps = [checkpoint["step"] if checkpoint else 0 for checkpoint in checkpoints]
     if max(steps):
         log.info("resuming after step %d", max(steps))
@@ -150,7 +150,7 @@ def _start_logging(
         record_environment(run_folder, made_with, step)
         logger = stack.enter_context(Logger(run_folder, step))
         if not step:
-            logger.text("config", to_yaml(run.values))
+            logger.log_text("config", to_yaml(run.values))
         training_runs.append(
             TrainingRun(
                 objective=run.objective,
@@ -193,10 +193,10 @@ def _evaluate_and_log(
         for name, value in reported.items()
         if value is not None and name not in CODE_TERMS
     }
-    training_run.logger.results(step, run.describe(), results)
+    training_run.logger.log_results(step, run.describe(), results)
     if run.logging.projected:
         images = data.test.images[: run.logging.projected]
-        training_run.logger.embedding(
+        training_run.logger.log_embedding(
             step,
             pictures.modes(models["last"], images),
             data.test.labels[: len(images)],

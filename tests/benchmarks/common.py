@@ -45,7 +45,7 @@ def hardware() -> dict[str, object]:
     """Versions, threads and the processor."""
     import torch
 
-    from vae.runs.environment import environment
+    from vae.runs.environment import describe_environment
 
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
@@ -55,7 +55,7 @@ def hardware() -> dict[str, object]:
     flags = re.search(r"flags\s*: (.*)", cpuinfo)
     has = flags[1].split() if flags else []
     return {
-        **environment(torch.device("cpu")),
+        **describe_environment(torch.device("cpu")),
         "cpu": name[1] if name else platform.processor(),
         "extensions": [extension for extension in _EXTENSIONS if extension in has],
     }

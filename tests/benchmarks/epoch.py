@@ -52,8 +52,8 @@ def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
     class Clocked(Tracker):
         """Notes when each epoch's scalars come: once an epoch, at the same place of it."""
 
-        def scalars(self, step: int, epoch: int, values: dict[str, float]) -> None:
-            super().scalars(step, epoch, values)
+        def log_scalars(self, step: int, epoch: int, values: dict[str, float]) -> None:
+            super().log_scalars(step, epoch, values)
             ticks.append(time.perf_counter())
 
     machine.prepare()  # too late for how OpenMP's threads wait, which quiet cores do not show

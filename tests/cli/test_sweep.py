@@ -92,7 +92,7 @@ def test_jobs_share_the_cores_and_a_failing_job_does_not_end_the_others(tmp_path
     words += [*SHORT, "estimator.limit=10,100,101"]
     status, _, errors = finish(start_sweep(*words, cwd=tmp_path))
     assert status == 2
-    assert errors.startswith("train.py: #0: estimator: Exact enumerates")
+    assert errors.startswith("train.py: job 0 (estimator.limit=10): estimator: Exact enumerates")
     assert errors.count("\n") == 1
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep) == ["finished", "finished"]
@@ -128,7 +128,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_can_be_resumed(tmp_path, sen
     words = ["hydra/launcher=joblib", "seed=0,1", *LONG]
     status, errors = interrupt_sweep(send, number, [*words, "hydra.launcher.n_jobs=2"], tmp_path)
     assert status == 128 + number
-    assert "resume with the same command and sweep=mine" in errors
+    assert "to resume: the same command with sweep=mine" in errors
     assert "Traceback" not in errors and "leaked" not in errors
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep).count("finished") < 2
@@ -157,7 +157,7 @@ def test_failures_of_a_sweep_are_forgotten_when_it_is_repeated(tmp_path, train):
     words = ["estimator=exact", "sweep=mine", *SHORT]
     status, output, errors = train(*words, "estimator.limit=10")
     assert status == 2 and errors.count("\n") == 1
-    assert errors.startswith("train.py: #0: estimator: ")
+    assert errors.startswith("train.py: job 0: estimator: ")
     assert "Exact enumerates" in output  # at once, and not only at the end
     assert (tmp_path / "outputs/mine/failed/0.json").exists()
     status, _, _ = train(*words, "estimator.limit=100")
@@ -221,7 +221,7 @@ def test_slurm_is_given_its_flags_and_reports_like_any_sweep(tmp_path):
     words = ["hydra.launcher.cpus_per_task=1", "estimator=exact", "estimator.limit=10,100"]
     status, _, errors = run_on_slurm(scripts, tmp_path, *words)
     assert status == 2 and errors.count("\n") == 1
-    assert "#0: estimator: Exact enumerates" in errors
+    assert "job 0 (estimator.limit=10): estimator: Exact enumerates" in errors
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep) == ["finished"]
     assert threads(sweep) == {1}
@@ -322,7 +322,8 @@ def test_a_search_without_a_score_reports_why(search, monkeypatch):
     status, _, errors = search("hydra.sweeper.n_trials=1")
     assert status == 1
     assert "train.py: no run of this search has a score" in errors
-    assert "train.py: #0: KeyError: 'a mistake in the program'" in errors
+    assert "train.py: job 0 (optimizer.lr=" in errors
+    assert "): KeyError: 'a mistake in the program'" in errors
 
 
 @pytest.mark.slow

@@ -280,7 +280,7 @@ WRONG = {
     ),
     "override without a value": (["training.epochs"], "training.epochs"),
     "deleted group": (["~estimator"], "estimator"),
-    "list for a group": (["data=[4,4]"], "data=[4,4]: a group takes the name"),
+    "list for a group": (["data=[4,4]"], "train.py: data=[4,4]: a group takes the name"),
     "null for a group": (["estimator=null"], "estimator=null: a group takes"),
     "vimco with an estimator": (["objective=vimco", "estimator=reinmax"], "estimator: VIMCO"),
     "vimco with one sample": (["objective=vimco", "objective.samples=1"], "objective.samples=1"),
@@ -296,7 +296,7 @@ WRONG = {
     "no objective": (["objective._target_=null"], "objective"),
     "schedule of a temperature that does not exist": (
         ["estimator=reinforce", "estimator/temperature=linear"],
-        "estimator/temperature: nothing that was chosen has such a group",
+        "estimator/temperature: the chosen options have no such group",
     ),
     "gradients of an objective without an estimator": (
         ["objective=vimco", "tracking.gradient_every=1"],

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.helpers import build_run, compose_config, option_names
-from vae.cli.messages import is_group_error, one_line
+from vae.cli.messages import is_group_value_error, one_line
 from vae.config.describe import flatten
 from vae.utils.errors import UserError
 
@@ -72,7 +72,7 @@ def assert_trains_or_is_refused_in_one_line(overrides: list[str]) -> None:
     try:
         run = build_run(*SMALL, *overrides)
     except (ValueError, TypeError) as error:  # Hydra raises them if a group is given a number
-        assert is_group_error(error)  # so that train.py prints one line
+        assert is_group_value_error(error)  # so that train.py prints one line
         return
     except (UserError, HydraException, OmegaConfBaseException) as error:
         line = str(error) if isinstance(error, UserError) else one_line(error)

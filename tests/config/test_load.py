@@ -85,7 +85,7 @@ def test_a_saved_run_reads_each_file_once(run, opened):
 
 def test_a_checkpoint_of_another_model_is_refused(run):
     change_config(run, model__categories=7)
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="a different model"):
         vae.load(run)
 
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model_is_refused(run):
 def test_a_run_folder_that_names_a_class_of_no_run_is_refused(run, target, key):
     node = {"nested": [{"_target_": target}], "_target_": "vae.model.CategoricalVAE"}
     change_config(run, **{key: node})
-    with pytest.raises(UserError, match="is no part of a run"):
+    with pytest.raises(UserError, match="is not a class that run folders may use"):
         vae.load(run)
 
 
@@ -118,5 +118,5 @@ def test_a_damaged_configuration_is_refused_in_one_line(run, text):
 
 
 def test_a_folder_without_a_configuration_is_no_run_folder(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         SavedRun(tmp_path)

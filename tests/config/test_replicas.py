@@ -128,7 +128,7 @@ def test_seeds_that_are_no_positive_number_are_refused(seeds):
 def test_an_empty_list_and_a_list_with_equal_values_are_refused(key, replica_values):
     group, _, name = key.rpartition(".")
     changed = {group: {name: replica_values}} if group else {name: replica_values}
-    with pytest.raises(UserError, match=f"^{key}=.*needs values that differ"):
+    with pytest.raises(UserError, match=f"^{key}=.*a list needs values, all of them different"):
         expand_replicas(values(**changed))
 
 

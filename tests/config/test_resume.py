@@ -48,7 +48,7 @@ def test_a_run_with_another_value_is_refused_with_its_key(run, override):
 
 def test_a_run_and_replicas_do_not_share_a_folder(run):
     experiment = build_experiment(compose_config("data=mnist_5k", "seeds=2"))
-    with pytest.raises(UserError, match="it has a config.yaml, and no replicas.yaml"):
+    with pytest.raises(UserError, match="its config.yaml describes a single run"):
         holds_complete_run(run, REPLICAS, experiment.shared_values)
 
 
@@ -64,5 +64,5 @@ def test_a_resumed_run_that_becomes_longer_keeps_its_schedules(tmp_path):
 
 def test_resuming_with_another_value_is_refused_with_its_key(run):
     overrides = ["latents=5"]
-    with pytest.raises(UserError, match="^latents: resume takes everything but"):
+    with pytest.raises(UserError, match="^latents cannot change when a run is resumed"):
         resumed_config(run, compose_config(*overrides), overrides)

@@ -166,8 +166,8 @@ def test_every_importance_sample_is_counted_once_in_chunks(monkeypatch, images, 
     flat = CategoricalVAE(Linear(), N, K, image_shape=(4, 4))
     for weight in (flat.encoder.weight, flat.encoder.bias, flat.decoder.weight):
         nn.init.zeros_(weight)
-    monkeypatch.setattr(bounds, "_IMAGES", 300)
-    monkeypatch.setattr(bounds, "_ROWS", 1000)
+    monkeypatch.setattr(bounds, "_ENCODE_BATCH", 300)
+    monkeypatch.setattr(bounds, "_DECODE_BATCH", 1000)
     bound = importance_weighted(flat, images, samples)
     assert bound == pytest.approx(log_likelihood(flat, images), abs=1e-5)
 
@@ -226,8 +226,8 @@ def test_results_do_not_depend_on_the_size_of_the_chunks(monkeypatch, model, ima
         return *numbers, measured.active, measured.usage, log_likelihood(model, images)
 
     whole = exact()
-    monkeypatch.setattr(bounds, "_IMAGES", 7)  # does not divide 1000
-    monkeypatch.setattr(bounds, "_ROWS", 4)  # nor 4 the nine codes
+    monkeypatch.setattr(bounds, "_ENCODE_BATCH", 7)  # does not divide 1000
+    monkeypatch.setattr(bounds, "_DECODE_BATCH", 4)  # nor 4 the nine codes
     torch.testing.assert_close(exact(), whole, rtol=1e-5, atol=1e-5)
 
 

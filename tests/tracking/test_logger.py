@@ -12,7 +12,7 @@ from vae.tracking import ReplicaMeanWriter
 def write_and_read(folder: Path, values: list[float]) -> dict[str, float]:
     """Return the curves that are written if the ELBO of each replica has the given value."""
     with ReplicaMeanWriter(folder) as writer:
-        writer.scalars(1, [{"elbo/train": value} for value in values])
+        writer.log_scalars(1, [{"elbo/train": value} for value in values])
     events = EventAccumulator(str(folder)).Reload()
     return {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
 

@@ -135,8 +135,8 @@ def test_samples_come_from_the_prior(model):
 
 
 @pytest.mark.parametrize("latent", range(N))
-def test_sweep_changes_one_latent_of_the_most_probable_code(model, images, latent):
-    shown = cut_tiles(pictures.sweep(model, images, latent), B, K)
+def test_latent_traversal_changes_one_latent_of_the_most_probable_code(model, images, latent):
+    shown = cut_tiles(pictures.latent_traversal(model, images, latent), B, K)
     modes = model.encoder(images / 255).reshape(B, N, K).argmax(-1).tolist()
     assert len(set(map(tuple, modes))) > 1
     for row, mode in zip(shown, modes, strict=True):
@@ -149,9 +149,9 @@ def test_sweep_changes_one_latent_of_the_most_probable_code(model, images, laten
     [
         pictures.reconstructions,
         lambda model, images: pictures.samples(model),
-        lambda model, images: pictures.sweep(model, images, 1),
+        lambda model, images: pictures.latent_traversal(model, images, 1),
     ],
-    ids=["reconstructions", "samples", "sweep"],
+    ids=["reconstructions", "samples", "latent traversal"],
 )
 def test_picture_is_the_same_at_every_call_and_leaves_the_global_generator_alone(
     model, images, draw

@@ -68,5 +68,5 @@ def test_loading_a_checkpoint_executes_nothing(run, monkeypatch):
 
 def test_a_checkpoint_of_another_format_is_refused(run, monkeypatch):
     monkeypatch.setattr(checkpoint, "_FORMAT", 99)
-    with pytest.raises(UserError, match="another format than 99"):
+    with pytest.raises(UserError, match="this version reads 99"):
         checkpoint.load(run, "last")

@@ -98,7 +98,7 @@ class StepOnDevice:
             assert self._step(batch, step) == []
             return
         if self._expected_call != (batch, step):
-            self._step._batch.fill_(batch)
+            self._step._batch_index.fill_(batch)
             self._step._step.fill_(step)
         self._expected_call = batch + 1, step + 1
         self._step.run_from_counters()

@@ -223,7 +223,7 @@ def test_replicas_of_different_shapes_are_refused(prior):
     wider = MLP(encoder_sizes=[7], decoder_sizes=[6], activation="tanh")
     wider_model = CategoricalVAE(wider, LATENTS, CATEGORIES, prior=prior, image_shape=(4, 4))
     objectives = [NegativeELBO(model, Exact(limit=9)) for model in (noise_model(0), wider_model)]
-    with pytest.raises(ValueError, match="not of one shape"):
+    with pytest.raises(ValueError, match="differ in the shapes"):
         StackedObjectives(objectives, [adam()] * 2)
 
 
@@ -283,7 +283,7 @@ def test_a_step_that_reads_its_counters_from_the_device_equals_an_eager_step(
         return step_type(optimize, objectives, optimizers, batches, clip=1.0)
 
     eager, captured = build(EagerStep), build(CapturedStep)
-    captured._batch.fill_(2)
+    captured._batch_index.fill_(2)
     captured._step.fill_(1)
     for batch, step in ((2, 1), (3, 2), (4, 3)):
         noise.restart()

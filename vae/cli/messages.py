@@ -1,11 +1,12 @@
-"""Errors of Hydra, OmegaConf and launchers, each in one readable line with an exit status.
+"""Errors of Hydra, OmegaConf and launchers, each as one readable line with an exit status.
 
-Exit status 2 means that the command line or an option file is wrong, and 1 that something failed.
-This module knows texts and module names of Hydra 1.3, hydra-optuna-sweeper 1.3, joblib and
-submitit; tests hold each of them. It imports no torch, so that errors appear fast.
+Exit status 2 means that the user can correct the error, and 1 that something else failed. This
+module knows texts and module names of Hydra 1.3, hydra-optuna-sweeper 1.3, joblib and submitit; a
+test covers each of them. It imports no torch, so that errors appear fast.
 """
 
 import re
+import sys
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vae.config.describe import OPTIONS
 from vae.utils.errors import close_match
 
+# The value of an override that is a number, a list or null; in a sweep, one of its values.
+_NOT_A_NAME = re.compile(r"[=,]([-+.\d\[]|(null|true|false|nan|inf)\b)")
 _EXTRAS = {"submitit_local": "cluster", "submitit_slurm": "cluster", "optuna": "search"}
 
 
@@ -26,8 +29,13 @@ class Failure(NamedTuple):
     message: str
 
 
+def print_error(program: str, message: object) -> None:
+    """Print an error message to stderr as one line that begins with the name of the program."""
+    print(f"{program}: {message}", file=sys.stderr)
+
+
 def describe_hydra_error(error: Exception, arguments: Sequence[str]) -> Failure | None:
-    """Return the failure that an error of Hydra or of a launcher means; None for other errors.
+    """Return how to report an error of Hydra or of a launcher; None for any other error.
 
     Args:
         error: What was raised while Hydra composed configurations or ran jobs.
@@ -41,11 +49,11 @@ def describe_hydra_error(error: Exception, arguments: Sequence[str]) -> Failure 
             return Failure(1, "no run of this search has a score")
         if text.startswith("Only one of --run"):
             return Failure(2, text)
-        if is_group_error(error):
-            words = [word for word in arguments if (OPTIONS / word.partition("=")[0]).is_dir()]
+        if is_group_value_error(error):
+            words = [word for word in arguments if _is_group(word) and _NOT_A_NAME.search(word)]
             example = "a group takes the name of an option, as in estimator=reinmax"
             return Failure(2, f"{', '.join(words)}: {example}")
-    if isinstance(error, OSError):  # of the folder that Hydra creates for a run
+    if isinstance(error, OSError):  # from creating the folder of a run
         return Failure(1, text)
     if isinstance(error, RuntimeError):
         message = _launcher_error(error)
@@ -54,7 +62,7 @@ def describe_hydra_error(error: Exception, arguments: Sequence[str]) -> Failure 
 
 
 def one_line(error: Exception) -> str:
-    """Return what is wrong with the command line or a yaml, and the most similar valid name."""
+    """Return what is wrong with an override or a yaml file, and the most similar valid name."""
     message = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -70,25 +78,25 @@ def one_line(error: Exception) -> str:
         if siblings:
             return f"{key}: there is no such key{close_match(key.rpartition('.')[2], siblings)}"
         if reason.startswith("No match in the defaults list"):
-            return f"{key}: nothing that was chosen has such a group"
+            return f"{key}: the chosen options have no such group"
         return f"{key}: {reason}"
     resolving = re.match(r"\w+ raised while resolving interpolation: (.*)", message)
     return " ".join((resolving.group(1) if resolving else message).split())
 
 
-def is_group_error(error: Exception) -> bool:
-    """Return whether Hydra failed because a group was given a number, or a list of numbers."""
+def is_group_value_error(error: Exception) -> bool:
+    """Return whether Hydra failed because a group has a number, a list or null for its option."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     composing = frame.f_globals["__name__"] == "hydra._internal.defaults_list"
     return "Config group override" in str(error) or composing
 
 
 def _launcher_error(error: RuntimeError) -> str | None:
-    """Return a launcher's own error in one line: no such cluster, or a job whose process died."""
+    """Return a launcher's error as one line: no such cluster, or a job whose process died."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_globals["__name__"].partition(".")[0] not in ("joblib", "submitit"):
         return None
-    message, _, _ = str(error).partition("---")  # below it stands what the job printed
+    message, _, _ = str(error).partition("---")  # the rest is the output of the job
     return " ".join(message.split()).removesuffix(" Error stream produced:")
 
 
@@ -96,3 +104,7 @@ def _sibling_keys(error: BaseException | None) -> list[str]:
     """Return the keys beside the one that an OmegaConf error is about."""
     parent = error.parent_node if isinstance(error, OmegaConfBaseException) else None
     return [] if parent is None else [str(key) for key in parent if key != "hydra"]
+
+
+def _is_group(word: str) -> bool:
+    return (OPTIONS / re.split("[@=]", word.lstrip("+~"))[0]).is_dir()

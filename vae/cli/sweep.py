@@ -1,7 +1,7 @@
 """The failed jobs of a sweep: each job records its failure, and the sweep reports all of them.
 
 Jobs may run in other processes or on other machines, so a failure is a file in the sweep's folder.
-Imports no torch.
+This module imports no torch, so that `--help` is fast.
 """
 
 import json
@@ -15,23 +15,23 @@ from omegaconf import DictConfig
 
 from vae.utils.files import write_json
 
-FAILED = "failed"
+FAILURES_FOLDER = "failed"
 """The folder of the records, in the sweep's folder."""
 
 
 class JobFailure(NamedTuple):
     """Why a job of a sweep failed."""
 
-    status: int  # the exit status that the job would have had as a run of its own
+    status: int  # the exit status that the job would have had outside a sweep
     why: str
     overrides: list[str]
 
 
 class SweepFailures(Callback):
-    """A Hydra callback that knows the folder of the sweep which this process has started.
+    """A Hydra callback that remembers the folder of the sweep that this process has started.
 
-    At the start of a sweep, it removes the records of an earlier sweep in the same folder. A sweep
-    whose runs are in other folders, as with `resume=`, leaves no folder of its own.
+    At the start of a sweep, it removes the records of an earlier sweep in the same folder. At the
+    end, it removes the folder if no run is in it, as with `resume=`.
     """
 
     folder: ClassVar[Path | None] = None
@@ -43,7 +43,7 @@ class SweepFailures(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember the sweep's folder, and remove old records."""
         SweepFailures.folder = Path(config.hydra.sweep.dir)
-        shutil.rmtree(SweepFailures.folder / FAILED, ignore_errors=True)
+        shutil.rmtree(SweepFailures.folder / FAILURES_FOLDER, ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove the sweep's folder if it holds nothing but Hydra's multirun.yaml."""
@@ -60,20 +60,20 @@ def record_failure(sweep: Path, job: int, failure: JobFailure) -> None:
     Raises:
         OSError: The folder cannot be written to.
     """
-    (sweep / FAILED).mkdir(exist_ok=True)
-    write_json(sweep / FAILED / f"{job}.json", failure._asdict())
+    (sweep / FAILURES_FOLDER).mkdir(exist_ok=True)
+    write_json(sweep / FAILURES_FOLDER / f"{job}.json", failure._asdict())
 
 
 def read_failures() -> dict[int, JobFailure]:
     """Return the failed jobs of the sweep that this process has started, by number."""
     if SweepFailures.folder is None:
         return {}
-    files = (SweepFailures.folder / FAILED).glob("*.json")
+    files = (SweepFailures.folder / FAILURES_FOLDER).glob("*.json")
     failures = {int(file.stem): JobFailure(**json.loads(file.read_bytes())) for file in files}
     return dict(sorted(failures.items()))
 
 
-def resuming_override(folder: Path) -> str:
+def override_that_resumes(folder: Path) -> str:
     """Return the override with which the same command resumes a sweep."""
     has_default_parent = folder.parent.name == "outputs"
     return f"sweep={folder.name}" if has_default_parent else f"hydra.sweep.dir={folder}"

@@ -1,7 +1,8 @@
-"""The command `python train.py`: compose a configuration, train, and report errors in one line.
+"""The command `python train.py`: compose a configuration, train, and print each error as one line.
 
-Exit status: 0; 1 if something failed; 2 if the command line is wrong; 128 + the number of the
-signal that interrupted the run. A sweep has the highest status of its jobs.
+Exit status: 0; 2 after an error that the user can correct, such as a wrong command line; 1 after
+any other error; 128 + the number of the signal that interrupted the run. A sweep has the highest
+status of its jobs.
 
 No torch is imported at the top of this file, because `--help` and tab completion import it.
 """
@@ -19,13 +20,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae.cli.messages import Failure, describe_hydra_error
+from vae.cli.messages import Failure, describe_hydra_error, print_error
 from vae.cli.sweep import (
     JobFailure,
     SweepFailures,
+    override_that_resumes,
     read_failures,
     record_failure,
-    resuming_override,
 )
 from vae.config.describe import OPTIONS
 from vae.config.resolvers import register_resolvers
@@ -36,7 +37,7 @@ from vae.utils.signals import Interrupted, signals_as_exceptions
 
 log = logging.getLogger(__name__)
 
-register_resolvers()  # here, so that a launcher's worker, which imports `job`, has them too
+register_resolvers()  # here: worker processes import this module and need the resolvers
 
 
 def main() -> int:
@@ -54,28 +55,30 @@ def main() -> int:
         failure = describe_hydra_error(error, sys.argv[1:])
         if failure is None:
             raise
-        _complain(failure.message)
+        print_error("train.py", failure.message)
         status = failure.status
     for number, job_failure in read_failures().items():
-        _complain(f"#{number}: {job_failure.why}")
+        varied = " ".join(word for word in job_failure.overrides if word not in sys.argv)
+        name = f"job {number} ({varied})" if varied else f"job {number}"
+        print_error("train.py", f"{name}: {job_failure.why}")
         status = max(status, job_failure.status)
     return status
 
 
 @hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name="train")
 def job(config: DictConfig) -> float | None:
-    """Run one command line, or one job of a sweep, perhaps in a process of its own.
+    """Train one run: the whole command, or one job of a sweep, perhaps in a worker process.
 
     Returns:
         The score that a search maximises; None if the run has none.
     """
     hydra_config = HydraConfig.get()
     sweeping = hydra_config.mode is RunMode.MULTIRUN
-    created_folder = Path(hydra_config.runtime.output_dir)  # by Hydra, before anything is checked
+    created_folder = Path(hydra_config.runtime.output_dir)  # Hydra has already created it
     folder = created_folder if config.resume is None else Path(str(config.resume))
     overrides = list(hydra_config.overrides.task)
     try:
-        return _train(config, folder, overrides)
+        return _train(config, folder, overrides, sweeping)
     except (Interrupted, KeyboardInterrupt) as interruption:
         remove_if_empty(created_folder)
         command = f"train.py resume={folder}" if folder.exists() else None
@@ -83,19 +86,18 @@ def job(config: DictConfig) -> float | None:
             command = _command_for_sweep(Path(hydra_config.sweep.dir))
         sys.exit(_report_interruption(interruption, command))
     except Exception as error:
-        failure = _describe_failure(error, folder)
+        failure = _describe_run_error(error, folder)
         if sweeping:
-            unexpected = Failure(1, f"{type(error).__name__}: {error}")
-            status, message = failure or unexpected
+            status, message = failure or Failure(1, f"{type(error).__name__}: {error}")
             record_failure(
                 Path(hydra_config.sweep.dir),
                 hydra_config.job.num,
                 JobFailure(status, message, overrides),
             )
         if failure is None:
-            raise  # a search continues after it
+            raise  # in a sweep, the sweeper decides whether to continue
         if not sweeping:
-            _complain(failure.message)
+            print_error("train.py", failure.message)
             sys.exit(failure.status)
         log.error(failure.message)  # the sweep continues, and repeats the message at its end
         return None
@@ -103,8 +105,8 @@ def job(config: DictConfig) -> float | None:
         remove_if_empty(created_folder)
 
 
-def _train(config: DictConfig, folder: Path, overrides: list[str]) -> float | None:
-    """Train what a composed configuration describes, and return the score of the run."""
+def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> float | None:
+    """Train the run that a composed configuration describes, and return its score."""
     from vae.utils.runtime import configure_process
 
     configure_process()
@@ -114,21 +116,21 @@ def _train(config: DictConfig, folder: Path, overrides: list[str]) -> float | No
     from vae.utils.stdout import OutputClosed
 
     threading.excepthook = _ignore_writer_errors
-    logging.raiseExceptions = False  # the run goes on if nobody reads the log any more
+    logging.raiseExceptions = False  # training continues if the log cannot be printed
     if config.resume is not None:
         config = resumed_config(folder, config, overrides)
     try:
         run_experiment(build_experiment(config), folder, overrides)
-    except NothingToDo as message:
-        print(message)
-    except OutputClosed as error:  # all results are in the folder
-        _complain(str(error))
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+    except NothingToDo as finished:
+        print(finished)
+    except OutputClosed as error:  # training succeeded; only printing failed
+        print_error("train.py", error)
+        if not sweeping:
             sys.exit(1)
     return score(folder)
 
 
-def _describe_failure(error: Exception, folder: Path) -> Failure | None:
+def _describe_run_error(error: Exception, folder: Path) -> Failure | None:
     """Return the status and the message of an expected error, or None for any other error."""
     match error:
         case UserError():
@@ -145,24 +147,20 @@ def _report_interruption(interruption: BaseException, resuming_command: str | No
     if not isinstance(interruption, Interrupted):
         interruption = Interrupted(signal.SIGINT)
     if resuming_command is None:
-        _complain(f"{interruption}; before anything was saved")
+        print_error("train.py", f"{interruption} before anything was saved")
     else:
-        _complain(f"{interruption}; resume with {resuming_command}")
+        print_error("train.py", f"{interruption}; to resume: {resuming_command}")
     return interruption.status
 
 
 def _command_for_sweep(folder: Path) -> str:
-    return f"the same command and {resuming_override(folder)}"
-
-
-def _complain(message: str) -> None:
-    print(f"train.py: {message}", file=sys.stderr)
+    return f"the same command with {override_that_resumes(folder)}"
 
 
 def _ignore_writer_errors(failure: threading.ExceptHookArgs) -> None:
     """Ignore OSErrors in TensorBoard's writer thread.
 
-    The next flush in the main thread raises the same error, which is then reported in one line.
+    The next flush in the main thread raises the same error, which is then printed as one line.
     """
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
@@ -171,8 +169,8 @@ def _ignore_writer_errors(failure: threading.ExceptHookArgs) -> None:
 def _allow_lazy_help_texts() -> None:
     """Let Hydra 1.3 build its parser on Python 3.14. Delete this when hydra-core > 1.3.2 is out.
 
-    Python 3.14 checks each help text when it is added, and one of Hydra's is not a text before it
-    is printed: https://github.com/facebookresearch/hydra/issues/3121
+    Hydra passes a help object; Python 3.14 expects a string:
+    https://github.com/facebookresearch/hydra/issues/3121
     """
     if hasattr(argparse.ArgumentParser, "_check_help"):
         argparse.ArgumentParser._check_help = lambda self, action: None

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from vae.data.source import DataSet, to_float
-from vae.schedules import Step
+
+Index = int | Tensor
+"""The number of a batch in its epoch, from 0; a 0-dim tensor does not synchronise the device."""
 
 
 class Batches:
@@ -15,12 +17,22 @@ class Batches:
     Every batch is full. The images that are left over at the end of the permutation are not shown
     in that epoch. Each replica draws its order (and, with dynamic binarisation, its pixels) from
     its own generator, so neither other replicas nor any other random draw changes its batches.
+
+    Attributes:
+        generators: The generator of each replica.
+        redraw: Whether pixels are drawn anew by each call of `get`, with dynamic binarisation.
     """
 
     def __init__(
         self, data: DataSet, batch_size: int, generators: Sequence[torch.Generator]
     ) -> None:
-        """Take one generator per replica, on the device of the data."""
+        """Create batches of `data`. Call `shuffle` before the first `get`.
+
+        Args:
+            data: The data set.
+            batch_size: B, the number of images in a batch.
+            generators: One for each replica, on the device of the data.
+        """
         self.generators, self.redraw = generators, data.redraw
         self._images, self._size = data.train.images, batch_size
         count, device = len(self._images), self._images.device
@@ -36,21 +48,17 @@ class Batches:
         for order, generator in zip(self._order, self.generators, strict=True):
             torch.randperm(len(order), generator=generator, out=order)
 
-    def get(self, number: Step) -> Tensor:
+    def get(self, index: Index) -> Tensor:
         """Return the images (R, B, D) of a batch, in [0, 1].
 
         With dynamic binarisation, each call draws the pixels anew.
-
-        Args:
-            number: The batch's number in the epoch, from 0. If it is a 0-dim tensor, the device is
-                not synchronised.
         """
-        if isinstance(number, Tensor):
-            index = self._order.index_select(1, number * self._size + self._offsets)
+        if isinstance(index, Tensor):
+            rows = self._order.index_select(1, index * self._size + self._offsets)
         else:
-            index = self._order[:, number * self._size : (number + 1) * self._size]
-        x = self._images.index_select(0, index.flatten())  # five times as fast as images[index]
-        x = to_float(x).unflatten(0, index.shape)
+            rows = self._order[:, index * self._size : (index + 1) * self._size]
+        x = self._images.index_select(0, rows.flatten())  # five times as fast as images[rows]
+        x = to_float(x).unflatten(0, rows.shape)
         if not self.redraw:
             return x
         pairs = zip(x, self.generators, strict=True)
@@ -65,5 +73,5 @@ def training_batches(
     """Yield the batches (batch_size, D) of one epoch in a new order, in [0, 1]."""
     batches = Batches(data, batch_size, [generator])
     batches.shuffle()
-    for number in range(len(batches)):
-        yield batches.get(number).squeeze(0)
+    for index in range(len(batches)):
+        yield batches.get(index).squeeze(0)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from vae.utils.errors import UserError
 
-_TIMEOUT = 6.0  # seconds without an answer from a mirror
+_TIMEOUT = 6.0  # seconds to wait for the answer of a mirror
 
 
 @contextmanager
 def exclusive_access(folder: Path) -> Iterator[None]:
     """Create a folder for downloads, and wait until no other process downloads into it.
 
-    On exit, folders that were created here are removed again if nothing was downloaded.
+    On exit, folders that this call has created are removed again if nothing was downloaded.
 
     Raises:
         UserError: The folder cannot be written.
@@ -49,17 +49,18 @@ def exclusive_access(folder: Path) -> Iterator[None]:
 def download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
     """Download one file from the first mirror that has it undamaged.
 
-    The file appears in the folder complete and checked, or not at all.
+    The file appears in the folder complete and checked, or not at all. A mirror that does not
+    answer costs a few seconds.
 
     Raises:
-        UserError: No mirror has the file. The message holds the answer of each mirror. A mirror
-            that does not answer costs a few seconds.
+        UserError: No mirror has the file, and the message holds the answer of each mirror; or the
+            folder cannot be written.
     """
     from torchvision.datasets.utils import download_url
 
     answers = []
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)  # torchvision passes no timeout of its own
+    socket.setdefaulttimeout(_TIMEOUT)  # torchvision passes no timeout
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for mirror in mirrors:
@@ -82,7 +83,7 @@ def read_idx(file: Path, md5: str) -> Tensor:
     """Return the bytes of a gzipped IDX file of uint8, flat and without the header.
 
     Raises:
-        UserError: The file cannot be read, or has another MD5.
+        UserError: The file cannot be read, or has a different MD5.
     """
     try:
         packed = file.read_bytes()
@@ -92,7 +93,7 @@ def read_idx(file: Path, md5: str) -> Tensor:
     if found != md5:
         raise UserError(
             f"{file} is damaged: its MD5 is {found} and should be {md5}; delete it to download "
-            "it anew"
+            "it again"
         )
     content = bytearray(gzip.decompress(packed))
     header = 4 + 4 * content[3]  # the magic number's last byte is the number of dimensions

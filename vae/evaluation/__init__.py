@@ -1,4 +1,4 @@
-"""What a model and an estimator are worth: bounds on log p(x), and the quality of gradients.
+"""Bounds on log p(x) of a model, and the quality of an estimator's gradients.
 
 The linear probe is not imported here, because it imports scikit-learn: see vae.evaluation.probe.
 """

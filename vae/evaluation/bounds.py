@@ -1,6 +1,6 @@
 """Bounds on log p(x) and code usage: numbers about a model, whatever estimator trained it.
 
-All of them are those of the discrete model at one-hot codes, in nats per image, with beta = 1.
+Every bound is a bound of the discrete model at one-hot codes, in nats per image, with beta = 1.
 Images are uint8 (n, D) on the model's device. The noise comes from a generator with a fixed seed.
 The same model therefore always gives the same numbers, and an evaluation does not change the
 random numbers of training.
@@ -24,8 +24,8 @@ CODE_TERMS = ("perplexity", "active", "entropy")
 """The terms of an `Evaluation` that describe the codes and are not bounds."""
 
 _SEED = 30_000
-_IMAGES = 1_000  # encoded at once
-_ROWS = 10_000  # codes decoded at once: 30 MB of pixel logits
+_ENCODE_BATCH = 1_000  # images encoded at once
+_DECODE_BATCH = 10_000  # codes decoded at once: 30 MB of pixel logits
 _ACTIVE_VARIANCE = 0.01
 
 
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
     usage: Tensor  # (N, K), the aggregate posterior
 
     def bound_terms(self) -> dict[str, float]:
-        """Return the bounds and the two terms of the ELBO, by name."""
+        """Return the ELBO, its terms rate and distortion, and the ELBO of the mode, by name."""
         return {name: getattr(self, name) for name in ("elbo", "rate", "distortion", "elbo_map")}
 
     def code_terms(self) -> dict[str, float]:
@@ -60,8 +60,8 @@ def evaluate(model: CategoricalVAE, images: Tensor, seed: int = _SEED) -> Evalua
     shape = (model.latents, model.categories)
     sums = torch.zeros(4, dtype=torch.float64, device=images.device)
     moments = torch.zeros(2, *shape, dtype=torch.float64, device=images.device)
-    first, second = moments  # sums of q and of its square over the images
-    for x in _batches(images, _IMAGES):
+    sum_q, sum_q_squared = moments  # over the images
+    for x in _batches(images, _ENCODE_BATCH):
         logits = model.encode(x)  # (B, N, K)
         z = categorical.sample(logits, 1, generator)
         mode = categorical.one_hot_argmax(logits).unsqueeze(0)
@@ -73,18 +73,18 @@ def evaluate(model: CategoricalVAE, images: Tensor, seed: int = _SEED) -> Evalua
         )
         sums += torch.stack([term.double().sum() for term in terms])
         q = logits.double().softmax(-1)
-        first += q.sum(0)
-        second += q.square().sum(0)
+        sum_q += q.sum(0)
+        sum_q_squared += q.square().sum(0)
     n = len(images)
     distortion, rate, elbo_map, entropy = (sums / n).tolist()
-    usage = first / n
+    usage = sum_q / n
     return Evaluation(
         elbo=-distortion - rate,
         rate=rate,
         distortion=distortion,
         elbo_map=elbo_map,
         perplexity=_perplexity(usage),
-        active=active_latents(usage, second / n),
+        active=active_latents(usage, sum_q_squared / n),
         entropy=entropy,
         usage=usage.float(),
     )
@@ -115,9 +115,9 @@ def importance_weighted(
 ) -> float:
     """Return the m-sample bound E[log 1/m sum_i p(x, z_i) / q(z_i | x)], z_i ~ q, m = `samples`.
 
-    In expectation it is a lower bound on log p(x), at least the ELBO, and it rises with m. Costs m
-    evaluations of the decoder for each image, or one for each code if that is less. The memory
-    does not grow with m.
+    In expectation, the bound is at most log p(x) and at least the ELBO, and it rises with m. Costs
+    m evaluations of the decoder for each image; or K**N evaluations for all images together, if
+    the codes can be enumerated and that is less. The memory does not grow with m.
 
     Returns:
         The mean over the images, in nats.
@@ -130,11 +130,11 @@ def importance_weighted(
     decoded = None
     if can_enumerate(model) and model.categories**model.latents <= samples * len(images):
         decoded = _decode_every_code(model)
-    for x in _batches(images, _IMAGES):
+    for x in _batches(images, _ENCODE_BATCH):
         logits = model.encode(x)
         joint = None if decoded is None else decoded.joint_log_prob(x)  # (B, K**N)
         log_sum = torch.full((len(x),), -math.inf, device=x.device, dtype=logits.dtype)
-        for chunk in _chunks(samples, max(1, _ROWS // len(x))):
+        for chunk in _chunks(samples, max(1, _DECODE_BATCH // len(x))):
             z = categorical.sample(logits, chunk, generator)  # (S, B, N, K)
             if joint is None:
                 log_p = model.joint_log_prob(x, z)
@@ -155,19 +155,20 @@ def can_enumerate(model: CategoricalVAE) -> bool:
 def log_likelihood(model: CategoricalVAE, images: Tensor) -> float:
     """Return the exact log p(x) = log sum_z p(x, z) over all K**N codes.
 
-    Costs one evaluation of the decoder for each code.
+    The log-likelihood of a code, log p(x | z), is `CategoricalVAE.log_likelihood`. Costs K**N
+    evaluations of the decoder for all images together.
 
     Returns:
         The mean over the images, in nats.
 
     Raises:
-        ValueError: If there are more than EXACT_LIMIT codes.
+        ValueError: There are more than EXACT_LIMIT codes.
     """
     if not can_enumerate(model):
         raise ValueError(f"{model.categories}**{model.latents} codes are more than {EXACT_LIMIT}")
     decoded = _decode_every_code(model)
     total = torch.zeros((), dtype=torch.float64, device=images.device)
-    for x in _batches(images, _IMAGES):
+    for x in _batches(images, _ENCODE_BATCH):
         total += decoded.joint_log_prob(x).logsumexp(1).double().sum()
     return (total / len(images)).item()
 
@@ -175,7 +176,7 @@ def log_likelihood(model: CategoricalVAE, images: Tensor) -> float:
 def evaluate_bounds(
     model: CategoricalVAE, images: Tensor, importance_samples: int
 ) -> dict[str, float | None]:
-    """Return every number that is reported of a finished model, by name.
+    """Return every bound of a finished model, and its code usage, by name.
 
     Args:
         model: The model.
@@ -183,8 +184,8 @@ def evaluate_bounds(
         importance_samples: m of the importance-weighted bound.
 
     Returns:
-        Bounds, terms of the ELBO and code usage. "log_likelihood" is None if the model has too
-        many codes to sum over all of them.
+        Bounds, terms of the ELBO and code usage; the linear probe is not among them.
+        "log_likelihood" is None if the model has too many codes to sum over all of them.
     """
     evaluation = evaluate(model, images)
     return {
@@ -209,7 +210,7 @@ class _DecodedCodes(NamedTuple):
 def _decode_every_code(model: CategoricalVAE) -> _DecodedCodes:
     z = categorical.codes(model.latents, model.categories, model.prior_logits.device)
     pixel_logits, constants = [], []
-    for part in z.split(_ROWS):
+    for part in z.split(_DECODE_BATCH):
         decoded = model.decode(part)  # (C, D)
         pixel_logits.append(decoded)
         constants.append(model.log_prior(part) - model.log_normaliser(decoded))

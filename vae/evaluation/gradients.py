@@ -1,10 +1,10 @@
-"""Gradient quality: how good a gradient an estimator gives the encoder of a given model.
+"""The quality of the gradient that an estimator gives the encoder of a model.
 
-The gradient is that of the distortion E_q[-log p(x | z)], the mean over a batch of images, in the
-parameters of the encoder. That is what an estimator estimates; the gradient of the KL is exact in
-training and left out. The truth is the exact gradient if the codes can be enumerated. Otherwise it
-is a set of independent unbiased estimates, and their noise is removed from the result in the same
-way as the noise of the draws.
+An estimator estimates the gradient of the distortion, E_q[-log p(x | z)], with respect to the
+parameters of the encoder. The distortion is averaged over a batch of images. The gradient of the
+KL is exact in training, so it is left out. If the codes can be enumerated, estimates are compared
+with the exact gradient. Otherwise they are compared with independent unbiased estimates, whose
+noise is removed from the result in the same way as the noise of the draws.
 
 The noise has a seed, and a measurement does not change the random numbers of training.
 """
@@ -47,7 +47,7 @@ class GradientQuality(NamedTuple):
 
 
 def true_gradients(model: CategoricalVAE, x: Tensor, seed: int = _SEED) -> Tensor:
-    """Return the gradient that estimators are measured against.
+    """Return the true gradient, or unbiased estimates of it, to measure estimators against.
 
     Args:
         model: The model, whose encoder has P parameters.
@@ -77,8 +77,8 @@ def gradient_quality(
 ) -> GradientQuality:
     """Measure the gradient of an estimator at a batch of images.
 
-    The draws are copies of the batch: they share one backward pass of estimator and decoder, and
-    one vectorised backward pass of the encoder.
+    To draw many gradients at once, the batch is repeated. All draws share one backward pass of
+    estimator and decoder, and one vectorised backward pass of the encoder.
 
     Args:
         model: The model.
@@ -109,7 +109,7 @@ def gradient_quality(
     mean = torch.stack(means)  # (C, P)
     signal = _squared_norm(mean)
     deviation = (torch.cat(squares).mean() - signal).clamp_min(0).sqrt()
-    bias, bias_error = _distance(mean - truth[:chunks])  # each chunk has its own row of the truth
+    bias, bias_error = _distance(mean - truth[:chunks])  # each chunk has one row of the truth
     return GradientQuality(
         bias=float(bias / norm),
         bias_error=float(bias_error / norm),
@@ -138,10 +138,10 @@ def fit(
     lr: float = 1e-3,
     seed: int = _SEED + 2,
 ) -> None:
-    """Train the parameters and buffers of an estimator with Adam; the model does not change.
+    """Train an estimator's parameters with Adam, and let it update its buffers.
 
-    A control variate or a baseline has to be fitted to the objective before it is measured. An
-    estimator without parameters and buffers is left as it is.
+    A control variate or a baseline has to be fitted to the objective before the estimator is
+    measured. The model does not change. An estimator without parameters and buffers is not run.
 
     Args:
         model: The model.
@@ -159,9 +159,9 @@ def fit(
             logits = model.encode(x).detach().requires_grad_()
             loss = estimator(logits, lambda z, x=x: -model.log_likelihood(x, z), step).mean()
             if optimizer:
-                slopes = torch.autograd.grad(loss, parameters)
-                for parameter, slope in zip(parameters, slopes, strict=True):
-                    parameter.grad = slope
+                gradients = torch.autograd.grad(loss, parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
                 optimizer.step()
 
 
@@ -173,11 +173,11 @@ def _draws(
     copies = logits.detach().repeat(draws, 1, 1).requires_grad_()  # (draws * B, N, K)
     images = x.repeat(draws, 1)
     loss = estimator(copies, lambda z: -model.log_likelihood(images, z), step)
-    (slopes,) = torch.autograd.grad(loss.sum() / len(x), copies)
+    (gradients,) = torch.autograd.grad(loss.sum() / len(x), copies)
     rows = torch.autograd.grad(
         logits,
         list(model.encoder.parameters()),
-        slopes.reshape(draws, *logits.shape),
+        gradients.reshape(draws, *logits.shape),
         is_grads_batched=True,
     )
     return torch.cat([row.flatten(1) for row in rows], 1)
@@ -213,10 +213,13 @@ def _distance(rows: Tensor) -> tuple[Tensor, Tensor]:
     square = _squared_norm(rows)
     if count < 3:
         return square.clamp_min(0).sqrt(), torch.full_like(square, math.nan)
-    total, lengths = rows.sum(0), rows.square().sum(1)  # (P,), (C,): squared lengths
-    sums_without = total.square().sum() - 2 * (rows @ total) + lengths  # |total - row|^2
-    without = _mean_of_products(sums_without, lengths.sum() - lengths, count - 1)
-    error = ((count - 1) * (without - without.mean()).square().mean()).sqrt()
+    total, squared_lengths = rows.sum(0), rows.square().sum(1)  # (P,), (C,)
+    # |total - row|^2 for each row, (C,).
+    leave_one_out_sums = total.square().sum() - 2 * (rows @ total) + squared_lengths
+    leave_one_out = _mean_of_products(
+        leave_one_out_sums, squared_lengths.sum() - squared_lengths, count - 1
+    )
+    error = ((count - 1) * (leave_one_out - leave_one_out.mean()).square().mean()).sqrt()
     distance = square.clamp_min(0).sqrt()
     return distance, (distance.square() + error).sqrt() - distance
 

@@ -1,4 +1,4 @@
-"""Linear probe: how well the digit can be read from the codes."""
+"""Linear probe: how well a linear classifier predicts the digit from the code."""
 
 import warnings
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 from vae.data.source import Split, to_float
 from vae.model import CategoricalVAE
 
-_IMAGES = 1_000  # encoded at once
+_ENCODE_BATCH = 1_000  # images encoded at once
 _ITERATIONS = 500
 
 
@@ -38,7 +38,8 @@ def linear_probe(model: CategoricalVAE, train: Split, test: Split) -> Probe:
     """
     classifier = LogisticRegression(max_iter=_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a flat optimum is good enough
+        # An unconverged fit is accepted after 500 iterations.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(_features(model, train.images), train.labels.cpu().numpy())
     predicted = classifier.predict_proba(_features(model, test.images))
     labels = test.labels.cpu().numpy()
@@ -50,7 +51,7 @@ def linear_probe(model: CategoricalVAE, train: Split, test: Split) -> Probe:
 def _features(model: CategoricalVAE, images: Tensor) -> csr_array:
     """Return the most probable codes as a sparse one-hot matrix: uint8 (n, D) -> (n, N * K)."""
     n, latents, categories = len(images), model.latents, model.categories
-    codes = torch.cat([model.encode(to_float(x)).argmax(-1) for x in images.split(_IMAGES)])
+    codes = torch.cat([model.encode(to_float(x)).argmax(-1) for x in images.split(_ENCODE_BATCH)])
     columns = codes + categories * torch.arange(latents, device=codes.device)  # (n, N)
     row_starts = np.arange(0, n * latents + 1, latents)
     ones = np.ones(n * latents)

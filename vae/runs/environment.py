@@ -1,4 +1,4 @@
-"""The versions, the revision of the code and the device that a run is made with."""
+"""The versions, the revision of the code, the device and the threads that a run is made with."""
 
 import platform
 import subprocess
@@ -13,8 +13,8 @@ from vae.utils.files import read_json, write_json
 _PACKAGES = ("torchvision", "hydra-core", "tensorboard", "numpy", "mlxtend", "pydantic")
 
 
-def environment(device: torch.device) -> dict[str, object]:
-    """Return the versions of this environment by name.
+def describe_environment(device: torch.device) -> dict[str, object]:
+    """Return versions, git revision, device and number of threads of this process, by name.
 
     The git revision is None outside a checkout, and ends with "-dirty" if tracked files have been
     changed.
@@ -32,7 +32,7 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def record_environment(folder: Path, current: dict[str, object], step: int) -> None:
-    """Write the environment of a new run, or add that of a resumed run to what is recorded.
+    """Write the environment of a new run, or append the environment of a resumed run.
 
     Args:
         folder: The run folder.

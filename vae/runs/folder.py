@@ -1,7 +1,7 @@
 """The files of a run folder, the lock that one process holds on it, and finding run folders.
 
-Imports no torch: a process that is interrupted before torch is imported still removes the empty
-folder that Hydra made for it.
+This module imports no torch. Importing torch takes seconds, and a process that is interrupted
+meanwhile still has to remove the empty folder that Hydra has created for it.
 """
 
 import os
@@ -39,22 +39,19 @@ _LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a run folder. The lock ends with its process.
+    """Lock a run folder. The lock is released when the context or the process ends.
 
     Raises:
         UserError: The folder does not exist, or another process has locked it.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no run folder")
-    lock = FileLock(folder / _LOCK)
+        raise UserError(f"{folder} does not exist")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder}: another process is at work on this run") from error
-    try:
+        raise UserError(f"{folder}: another process is using this run folder") from error
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""What a run folder says about the state of its run: status.json, and the score for a search.
+"""The status of a run, status.json, and the score of a finished run for a search.
 
-Imports no torch, for the reason that vae.runs.folder gives.
+This module imports no torch, for the reason that `vae.runs.folder` gives.
 """
 
 import json
@@ -21,7 +21,7 @@ Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
 
 def write_status(folder: Path, status: Status, reason: str | None = None) -> None:
-    """Write the status of a run. If the disk is full, log a warning and go on."""
+    """Write the status of a run. If it cannot be written, log a warning and continue."""
     try:
         write_json(folder / STATUS, {"status": status, "why": reason})
     except OSError as error:
@@ -38,7 +38,8 @@ class RunStatus:
     """A context manager that keeps the status files of several runs up to date.
 
     On entry, it writes 'running' for every run. On exit, it writes 'interrupted' (or 'failed',
-    after an exception) for every run that has not been given another status.
+    after an exception) for every run that has no final status. After a normal exit, no such run
+    should be left: the caller gives each run its final status with `set`.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
@@ -62,7 +63,7 @@ class RunStatus:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write how the remaining runs ended."""
+        """Write the final status of the remaining runs."""
         for folder in self._running:
             if isinstance(exception, Exception):  # a signal is a BaseException only
                 write_status(folder, "failed", str(exception))
@@ -74,15 +75,14 @@ def score(folder: Path) -> float | None:
     """Return the ELBO that a search maximises, from the summary of a finished run.
 
     The score is the validation ELBO of the best epoch. If no images are held out, it is the ELBO
-    of the training images at the end. For replicas, it is their mean. The score is None if it is
-    not finite or cannot be read.
+    of the training images at the end. The score of replicas is the mean of their scores. The score
+    is None if it is not finite or cannot be read.
     """
-    summaries = [folder / SUMMARY]
-    if not summaries[0].exists():
-        summaries = list(folder.glob(f"*/{SUMMARY}"))
+    summary_file = folder / SUMMARY
+    files = [summary_file] if summary_file.exists() else folder.glob(f"*/{SUMMARY}")
     try:
         elbos = []
-        for file in summaries:
+        for file in files:
             summary = json.loads(file.read_bytes())
             elbos.append(
                 summary["best_elbo"] if summary["best_epoch"] else summary["train"]["elbo"]

@@ -1,4 +1,4 @@
-"""What a run writes for people to look at: TensorBoard, metrics.jsonl and pictures."""
+"""The logs of a run: TensorBoard, metrics.jsonl and pictures."""
 
 from vae.tracking.logger import Logger, LoggingConfig, ReplicaMeanWriter
 

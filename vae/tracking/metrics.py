@@ -1,4 +1,4 @@
-"""Reading and truncating metrics.jsonl, which has one JSON object per epoch and line."""
+"""Reading and truncating metrics.jsonl: one line per epoch, each a JSON object."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def read_metrics(folder: Path) -> "pd.DataFrame":
     Raises:
         UserError: The file is damaged.
     """
-    import pandas as pd  # takes half a second, which training need not wait for
+    import pandas as pd  # imported here because it takes half a second
 
     file = folder / METRICS
     try:
@@ -33,7 +33,7 @@ def read_metrics(folder: Path) -> "pd.DataFrame":
         raise UserError(f"{file} cannot be read: {error}") from error
     missing = [name for name in ("step", "objective/loss", "elbo/train") if name not in table]
     if lines and missing:
-        raise UserError(f"{file} cannot be read: there is no {missing[0]} in it")
+        raise UserError(f"{file} cannot be read: the key '{missing[0]}' is missing")
     return table
 
 

@@ -27,14 +27,17 @@ def tile(images: Tensor, shape: tuple[int, int], columns: int) -> Tensor:
 def one_per_class_in_turn(split: Split, count: int) -> Tensor:
     """Return at most `count` images (count, D): one image of each class in turn."""
     rank = torch.nn.functional.one_hot(split.labels).cumsum(0)  # (n, classes)
-    rank = rank.gather(1, split.labels[:, None]).squeeze(1)  # 1 for the first of its class, 2, ...
+    rank = rank.gather(1, split.labels[:, None]).squeeze(1)  # rank within its class, from 1
     order = (rank * (split.labels.max() + 1) + split.labels).argsort()
     return split.images[order[:count]]
 
 
 @torch.no_grad()
 def reconstructions(model: CategoricalVAE, images: Tensor) -> Tensor:
-    """Draw uint8 images (n, D) in a row above their reconstructions from one sampled code."""
+    """Draw uint8 images (n, D) in one row, and their reconstructions in the row below.
+
+    Each reconstruction is decoded from one sampled code.
+    """
     x = to_float(images)
     generator = torch.Generator(x.device).manual_seed(_SEED)
     z = categorical.sample(model.encode(x), 1, generator)
@@ -44,7 +47,7 @@ def reconstructions(model: CategoricalVAE, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def samples(model: CategoricalVAE, rows: int = 8, columns: int = 16) -> Tensor:
-    """Draw pixel probabilities of codes from the prior; every call uses the same noise."""
+    """Draw the pixel probabilities of codes from the prior. Every call uses the same noise."""
     generator = torch.Generator(model.prior_logits.device).manual_seed(_SEED)
     return tile(model.sample(rows * columns, generator), model.image_shape, columns)
 
@@ -56,7 +59,7 @@ def modes(model: CategoricalVAE, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sweep(model: CategoricalVAE, images: Tensor, latent: int) -> Tensor:
+def latent_traversal(model: CategoricalVAE, images: Tensor, latent: int) -> Tensor:
     """Draw one row per image: its most probable code with one latent set to each of K values."""
     mode = modes(model, images)  # (B, N, K)
     z = mode.unsqueeze(1).repeat(1, model.categories, 1, 1)  # (B, K values, N, K)

@@ -126,12 +126,12 @@ class ReplicaGroup:
         """Log the metrics of the epoch that has just ended and, if they are due, pictures."""
         progress = self.progress
         for member, values in metrics.items():
-            member.run.logger.scalars(progress.step, progress.completed_epochs, values)
-            member.run.logger.speed(progress.step, self.images_per_second)
+            member.run.logger.log_scalars(progress.step, progress.completed_epochs, values)
+            member.run.logger.log_speed(progress.step, self.images_per_second)
         for writer in dict.fromkeys(member.run.mean_writer for member in metrics):
             if writer is not None:
                 lines = [v for member, v in metrics.items() if member.run.mean_writer is writer]
-                writer.scalars(progress.step, lines)
+                writer.log_scalars(progress.step, lines)
         every = self._logging.pictures_every
         for member in metrics if every else ():
             ends = (

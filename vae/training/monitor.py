@@ -75,11 +75,12 @@ def log_pictures(
     logger: Logger, step: int, model: CategoricalVAE, images: Tensor, codes: Evaluation
 ) -> None:
     """Log reconstructions of images, samples, one latent swept, and how often codes are used."""
-    logger.picture(step, "reconstructions", pictures.reconstructions(model, images))
-    logger.picture(step, "samples", pictures.samples(model))
-    logger.picture(step, "first_latent_swept", pictures.sweep(model, images[:10], latent=0))
-    logger.picture(step, "code_usage", pictures.usage(codes.usage))
-    logger.histogram(step, "latent/code_usage", codes.usage * model.categories)
+    logger.log_picture(step, "reconstructions", pictures.reconstructions(model, images))
+    logger.log_picture(step, "samples", pictures.samples(model))
+    traversal = pictures.latent_traversal(model, images[:10], latent=0)
+    logger.log_picture(step, "first_latent_swept", traversal)
+    logger.log_picture(step, "code_usage", pictures.usage(codes.usage))
+    logger.log_histogram(step, "latent/code_usage", codes.usage * model.categories)
 
 
 def check_measurable(objective: TrainingObjective, logging: LoggingConfig) -> None:

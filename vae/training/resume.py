@@ -23,7 +23,9 @@ def resume_points(folders: Sequence[Path]) -> list[Checkpoint | None]:
     names = [folder.name for folder in folders]
     saved: list[dict[int, Checkpoint]] = []  # by step, the newest first
     for folder in folders:
-        checkpoints = {content["step"]: content for content in versions(folder, "last")}
+        checkpoints: dict[int, Checkpoint] = {}
+        for content in versions(folder, "last"):
+            checkpoints.setdefault(content["step"], content)  # the newest comes first
         newest = next(iter(checkpoints.values()), None)
         if newest is not None and len(folders) > 1 and newest.get("together", names) != names:
             raise _trained_alone(folder, newest["step"])

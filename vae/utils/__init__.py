@@ -1,1 +1,1 @@
-"""Small things that know nothing about VAEs: files, validation, signals, process start-up."""
+"""Helpers that know nothing about VAEs: files, validation, errors, signals, process start-up."""

@@ -1,4 +1,4 @@
-"""The errors that end a run, and the suggestion that goes with an unknown name."""
+"""The errors that end a run, and the hint that follows an unknown name."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """The training objective, or the ELBO, is not finite any more."""
+    """The training objective or the ELBO has become infinite or NaN."""
 
 
 def close_match(name: str, known_names: Iterable[str]) -> str:
-    """Return "; did you mean X?" if a known name is similar, else a list of all known names."""
+    """Return "; did you mean X?" if a known name is similar, else "; choose from" all of them."""
     known_names = sorted(known_names)
     similar = difflib.get_close_matches(name, known_names, n=1)
     if similar:
         return f"; did you mean {similar[0]}?"
-    return f"; there are {', '.join(known_names)}"
+    return f"; choose from {', '.join(known_names)}"

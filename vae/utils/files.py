@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary file that is synchronised and then renamed.
+    """Write a temporary file, synchronise it with the disk, and rename it to `path`.
 
     A crash leaves the old file or the new file, never a part of one.
 
@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except BaseException:
-        scratch.unlink(missing_ok=True)  # already renamed if a signal came late
+        scratch.unlink(missing_ok=True)  # missing_ok: the rename may already have happened
         raise
 
 

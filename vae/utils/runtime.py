@@ -1,4 +1,4 @@
-"""Settings of the process and of torch that have to be made before any work starts."""
+"""Settings of the process and of torch, for the start of a command."""
 
 import ctypes
 import os
@@ -9,28 +9,32 @@ _KEPT_BYTES, _LARGEST_HEAP_BLOCK = 2**30, 2**25
 
 
 def configure_process() -> None:
-    """Configure this process for training. Call it before torch is imported, which it does.
+    """Configure this process for training.
+
+    Call this function before anything imports torch. The function imports torch itself.
 
     Three settings make training on the CPU faster:
 
-    - Denormal numbers are flushed to zero. Adam's decayed moments become denormal, which slows
-      training down by a third or more.
-    - Freed memory stays in the process. Otherwise glibc returns it to the system after each step,
-      and the next step has to fault it in again page by page.
-    - OpenMP threads that wait for each other soon release their core. GNU OpenMP spins 300,000
-      times by default, which halves the speed if other processes are busy. 10,000 spins lose
-      nothing on idle cores. https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+    - Denormal numbers (below 1e-38 in float32) are set to zero. Adam's moments decay to denormal
+      numbers, with which CPUs compute so slowly that training takes a third longer or more.
+    - Freed memory stays in the process. Otherwise glibc returns the memory to the system after
+      each step, and the system hands it out again page by page in the next step.
+    - OpenMP threads that wait for each other soon release their core. GNU OpenMP checks 300,000
+      times in a loop by default, which halves the speed if other processes need the core. With
+      10,000 times, nothing is lost on idle cores:
+      https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
 
     On CUDA, float32 is computed in float32. By default, convolutions would round their inputs to
-    the ten mantissa bits of TF32, and the reported bounds would be affected too.
+    TF32, which has only ten mantissa bits, and the reported bounds would change.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import numpy
     import torch
 
+    # numpy before 2.4 warns if finfo is first called after denormals are set to zero.
     for dtype in (numpy.float32, numpy.float64):
-        numpy.finfo(dtype)  # numpy before 2.4 warns if it is asked after denormals are flushed
+        numpy.finfo(dtype)
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

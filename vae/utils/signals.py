@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ _SIGNAL_NAMES = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"]  # not every system 
 
 
 class Interrupted(BaseException):
-    """A signal ended the work after a checkpoint was saved.
+    """A signal interrupted the work.
 
     It is not an Exception, so that it ends a whole sweep and not only one job.
     """
@@ -29,13 +29,12 @@ class GracefulShutdown:
     """
 
     def __init__(self) -> None:
-        """Create it; signals are handled from `__enter__` on."""
         self._signal: int | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has asked for the end."""
+        """Whether a signal was recorded."""
         return self._signal is not None
 
     def __enter__(self) -> "GracefulShutdown":
@@ -50,7 +49,7 @@ class GracefulShutdown:
         self._restore_handlers()
 
     def finish(self) -> NoReturn:
-        """Pass the recorded signal on to the previous handler, and end.
+        """Pass the recorded signal on to the previous handler, then raise Interrupted.
 
         Cluster launchers install a handler that requeues the job.
 
@@ -79,21 +78,20 @@ class GracefulShutdown:
 def signals_as_exceptions() -> Iterator[None]:
     """Raise Interrupted for each signal that would otherwise kill the process.
 
-    A process that waits for worker processes ends them when an exception passes. A killed process
-    would leave its workers behind.
+    A process that waits for worker processes ends them when an exception propagates. A killed
+    process would leave its workers behind.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    handler: Callable[[int, FrameType | None], None] = interrupt
-    deadly = [n for n in _available_signals() if signal.getsignal(n) is signal.SIG_DFL]
-    for number in deadly:
-        signal.signal(number, handler)
+    unhandled = [n for n in _available_signals() if signal.getsignal(n) is signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in deadly:
+        for number in unhandled:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -25,7 +25,7 @@ def print_or_raise(text: str) -> None:
 
 @contextmanager
 def flush_quietly() -> Iterator[None]:
-    """Flush stdout on exit, and ignore the error if nobody reads it any more.
+    """Flush stdout on exit, and ignore the error if that fails.
 
     If the reader has closed the pipe, stdout is redirected to /dev/null. Otherwise the
     interpreter would print an error at shutdown.
