@@ -100,12 +100,17 @@ def train_in(cwd: Path, *words: str) -> None:
     assert status == 0, errors
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait until a condition is true, and assert that this takes no longer than some seconds."""
+def wait_until(
+    condition: Callable[[], bool], seconds: float = 120, interval: float = 0.005
+) -> None:
+    """Wait until a condition is true, and assert that this takes no longer than some seconds.
+
+    The condition is evaluated every `interval` seconds.
+    """
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not become true in time"
-        time.sleep(0.005)
+        time.sleep(interval)
 
 
 # Files of a run folder

@@ -65,7 +65,9 @@ def parent(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "parent"))
 
 
-BANDS = {f"{name}/{split}" for name in ("elbo", "rate", "distortion") for split in ("train", "valid")}
+BANDS = {
+    f"{name}/{split}" for name in ("elbo", "rate", "distortion") for split in ("train", "valid")
+}
 
 
 def assert_mean_and_band(folder: Path, replicas: list[Path]) -> None:
@@ -231,7 +233,7 @@ def test_replicas_can_be_extended_one_after_the_other(parent, tmp_path, train):
     assert train(f"resume={parent}/seed_1", longer, cwd=tmp_path)[0] == 0
     assert [len(read_lines(parent / name)) for name in ("seed_0", "seed_1")] == [2, 3]
     status, _, errors = train(*TWO_SEEDS, cwd=tmp_path)  # the replicas differ in their epochs
-    assert status == 2 and errors.count("\n") == 1 and "seed_1 holds another run" in errors
+    assert status == 2 and errors.count("\n") == 1 and "seed_1 holds a longer run" in errors
     assert train(f"resume={parent}/seed_0", longer, cwd=tmp_path)[0] == 0
     status, output, _ = train(f"resume={parent}", longer, cwd=tmp_path)
     assert status == 0 and "nothing to do" in output
@@ -292,22 +294,20 @@ def test_a_second_process_on_replicas_is_refused(parent, tmp_path, train, locked
     with locked(parent / locked_folder):
         status, _, errors = train(f"resume={parent}", "training.epochs=3", cwd=tmp_path)
     assert status == 2 and errors.count("\n") == 1
-    assert "another process is at work on this run" in errors
+    assert "another process is using this run folder" in errors
     assert written(parent) == before
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["seeds=3"], "holds another run: its seeds is 2, and not 3"),
-        (["seeds=2", "seed=1"], "holds another run: its seed is 0, and not 1"),
+        (["seeds=3"], "holds another run: its seeds is 2, not 3"),
+        (["seeds=2", "seed=1"], "holds another run: its seed is 0, not 1"),
         (["seeds=2", "optimizer.lr=[1e-3]"], "holds another run: its optimizer.lr is"),
-        ([], "holds another run: it has a replicas.yaml, and no config.yaml"),
+        ([], "holds another run: its replicas.yaml describes replicas"),
     ],
 )
-def test_another_run_in_the_folder_of_replicas_is_refused(
-    parent, tmp_path, train, words, message
-):
+def test_another_run_in_the_folder_of_replicas_is_refused(parent, tmp_path, train, words, message):
     words = [*SMALL, "training.epochs=2", *words, "hydra.run.dir=parent"]
     status, _, errors = train(*words, cwd=tmp_path)
     assert status == 2 and errors.count("\n") == 1 and message in errors
@@ -317,7 +317,7 @@ def test_another_run_in_the_folder_of_replicas_is_refused(
 def test_replicas_in_the_folder_of_a_run_are_refused(parent, tmp_path, train):
     words = [*SMALL, "training.epochs=2", "seeds=2", "hydra.run.dir=parent/seed_0"]
     status, _, errors = train(*words, cwd=tmp_path)
-    assert status == 2 and "it has a config.yaml, and no replicas.yaml" in errors
+    assert status == 2 and "holds another run: its config.yaml describes a single run" in errors
 
 
 WRONG = {

@@ -24,7 +24,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.helpers import (
-
     finish,
     read_json,
     read_lines,
@@ -51,7 +50,11 @@ SMALL = [
     "importance_samples=2",
 ]
 STEPS_PER_EPOCH = 40
-FIVE_EPOCHS = ["training.epochs=5", "data.binarize=dynamic", "estimator=reinforce_learned_baseline"]
+FIVE_EPOCHS = [
+    "training.epochs=5",
+    "data.binarize=dynamic",
+    "estimator=reinforce_learned_baseline",
+]
 
 RunTrain = Callable[..., tuple[int, str, str]]
 """Runs train.py in this process; returns the exit status, the output and the errors."""
@@ -260,7 +263,7 @@ def test_a_finished_run_can_be_extended(undisturbed, run, tmp_path, train):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["latents=5"], "latents: cannot change when a run is resumed"),
+        (["latents=5"], "latents cannot change when a run is resumed"),
         (["training.epochs=2"], "its training.epochs is 5, not 2"),
     ],
 )
@@ -314,7 +317,7 @@ def test_a_resumed_run_keeps_its_training_steps(tmp_path, train):
     for repeated in (["resume=run"], words, ["resume=run", "training.epochs=5"]):
         status, output, _ = train(*repeated, cwd=tmp_path)
         assert status == 0
-        assert "run is finished: nothing to do; training.steps=40 ends it" in output
+        assert "run is finished: nothing to do; raise training.steps=40 to train longer" in output
     assert train("resume=run", "training.steps=60", cwd=tmp_path)[0] == 0
     assert steps_of(tmp_path / "run") == 60
     status, _, errors = train("resume=run", "training.steps=50", cwd=tmp_path)
@@ -519,7 +522,9 @@ def test_a_run_that_skips_every_step_of_an_epoch_has_diverged(tmp_path, train):
     }
     checkpoint.save(tmp_path / "run", "last", content)
     status, _, errors = train("resume=run", "training.epochs=9", cwd=tmp_path)
-    assert status == 1 and "no step of the epoch was taken" in errors and "of epoch 2" in errors
+    assert (
+        status == 1 and "every step of the epoch was skipped" in errors and "of epoch 2" in errors
+    )
 
 
 def test_a_diverging_job_does_not_end_the_sweep(tmp_path, train):

@@ -1,33 +1,36 @@
-"""Seconds an epoch on full MNIST: this project, the usual loop, a lean one, the GEMMs alone.
+"""Measure the seconds per epoch on MNIST: this project, the usual loop, a lean loop, the GEMMs.
 
     python tests/benchmarks/epoch.py --root data
 
-Architecture and settings of the ReinMax authors' MNIST-VAE: 784-512-256-32 and mirrored, ReLU,
-8 categories x 4 latents, Adam 5e-4, grey pixels, 60,000 images, straight-through Gumbel.
+The architecture and the settings are those of the ReinMax authors: 784-512-256-32 and mirrored,
+ReLU, 4 latents of 8 categories, Adam with learning rate 5e-4, grey pixels, 60,000 images,
+straight-through Gumbel.
 
-    ours    `vae.training.train` with its evaluation, checkpoint and logging of every epoch
-    usual   DataLoader, ToTensor, default Adam, `item()` at every step; denormals as they come
-    lean    a gathered tensor, fused Adam, no `item()`, no logging, denormals flushed; eager
+    ours    `vae.training.train`, which evaluates, logs and saves a checkpoint every epoch
+    usual   DataLoader, ToTensor, default Adam, `item()` at every step; denormals are not flushed
+    lean    an indexed tensor, fused Adam, no `item()`, no logging; denormals are flushed
     gemms   every matrix product of a step, and nothing else
 
-Every measurement is a process of its own whose first epoch is dropped. A round measures each once,
-in turn, and the next round in the opposite order, so that a machine whose speed drifts is fair to
-all. Ratios are of medians within a round, and of these the median over the rounds.
+Each measurement has a process of its own, whose first epoch is not counted. A round measures every
+contender once. The next round has the opposite order, so that a machine whose speed drifts treats
+all of them alike. A ratio is computed from the medians within a round; the table has its median
+over the rounds.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import alone, described, hardware, table
+from common import hardware, hardware_line, run_in_new_process, table
 from torch import Tensor, nn
 
 SIZES = (784, 512, 256, 32)
@@ -37,55 +40,61 @@ IMAGES = 60_000
 
 
 def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
-    """From the scalars of one epoch to those of the next; pictures come every tenth, so never."""
-    from vae.utils import runtime as machine
-    from vae.data.source import Torchvision
+    """Measure from the moment when one epoch's metrics are logged to that of the next epoch.
+
+    Pictures are drawn in every tenth epoch and after the last one. With fewer than ten epochs,
+    these times therefore contain none.
+    """
+    from vae.data import Torchvision
     from vae.estimators import StraightThroughGumbel
     from vae.model import CategoricalVAE
     from vae.networks import MLP
     from vae.objective import NegativeELBO
     from vae.optimizers import Adam
-    from vae.tracking.logger import Tracker, Tracking
-    from vae.training.replica import Run
-    from vae.training.loop import Training, train
+    from vae.tracking import Logger, LoggingConfig
+    from vae.training import TrainingConfig, TrainingRun, train
+    from vae.utils.runtime import configure_process
 
-    class Clocked(Tracker):
-        """Notes when each epoch's scalars come: once an epoch, at the same place of it."""
+    class TimedLogger(Logger):
+        """Notes the time when the metrics of each epoch are logged."""
 
-        def log_scalars(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        def log_scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
             super().log_scalars(step, epoch, values)
-            ticks.append(time.perf_counter())
+            times.append(time.perf_counter())
 
-    machine.prepare()  # too late for how OpenMP's threads wait, which quiet cores do not show
-    ticks: list[float] = []
+    # Torch is already imported, so OpenMP's threads spin longer. That costs no time on idle cores.
+    configure_process()
+    times: list[float] = []
     data = Torchvision(dataset="MNIST", binarize="none", validation=0, root=root)
     networks = MLP(encoder_sizes=[512, 256], decoder_sizes=[256, 512], activation="relu")
     model = CategoricalVAE(networks, latents=LATENTS, categories=CATEGORIES)
-    training = Training(
+    training = TrainingConfig(
         epochs=epochs,
         batch_size=batch_size,
         steps=None,
         clip=None,
         patience=None,
         precision=precision,
+        on_nan="stop",
+        capture="off",
     )
-    tracking = Tracking(
+    logging = LoggingConfig(
         pictures_every=10, pictures=20, train_images=5000, projected=0, gradient_every=0
     )
-    with tempfile.TemporaryDirectory() as folder, Clocked(Path(folder)) as tracker:
-        run = Run(
+    with tempfile.TemporaryDirectory() as folder, TimedLogger(Path(folder)) as logger:
+        run = TrainingRun(
             NegativeELBO(model, StraightThroughGumbel(temperature=TEMPERATURE)),
             Adam(lr=LEARNING_RATE, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0),
-            tracker,
+            logger,
             Path(folder),
             seed=0,
         )
-        train([run], data.load(torch.device("cpu")), training, tracking)
-    return [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+        train([run], data.load(torch.device("cpu")), training, logging)
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
 def usual(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
-    """What public trainers do: DataLoader, ToTensor, default Adam, `item()` at every step."""
+    """Measure the loop of public code: DataLoader, ToTensor, default Adam, `item()` each step."""
     from torchvision import transforms
     from torchvision.datasets import MNIST
 
@@ -114,7 +123,7 @@ def usual(root: str, batch_size: int, precision: str, epochs: int) -> list[float
 
 
 def lean(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
-    """As little as eager torch allows: what a loop of this model alone would be."""
+    """Measure a loop that does as little as eager torch allows."""
     torch.set_flush_denormal(True)
     from torchvision.datasets import MNIST
 
@@ -145,7 +154,7 @@ def lean(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
 
 
 def gemms(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
-    """Every matrix product of a training step and nothing else: no bias, no activation."""
+    """Measure every matrix product of a training step, without biases and activations."""
     torch.set_flush_denormal(True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     widths = [*SIZES, *SIZES[-2::-1]]
@@ -153,7 +162,7 @@ def gemms(root: str, batch_size: int, precision: str, epochs: int) -> list[float
         tuple(
             torch.randn(shape, dtype=dtype) for shape in ((batch_size, a), (b, a), (batch_size, b))
         )
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in itertools.pairwise(widths)
     ]
 
     def epoch() -> None:
@@ -168,7 +177,7 @@ def gemms(root: str, batch_size: int, precision: str, epochs: int) -> list[float
 
 
 def _layers(sizes: tuple[int, ...]) -> nn.Sequential:
-    pairs = zip(sizes, sizes[1:], strict=False)
+    pairs = itertools.pairwise(sizes)
     return nn.Sequential(*[m for a, b in pairs for m in (nn.Linear(a, b), nn.ReLU())][:-1])
 
 
@@ -182,6 +191,8 @@ def _timed(epoch: Callable[[], None], epochs: int) -> list[float]:
 
 
 class Contender(NamedTuple):
+    """A way to train, and how it is measured."""
+
     title: str
     measure: Callable[[str, int, str, int], list[float]]
     precisions: tuple[str, ...] = ("float32", "bf16")
@@ -197,18 +208,19 @@ CONTENDERS = {
 
 
 class Cell(NamedTuple):
-    """One thing to measure."""
+    """A contender with a batch size and a precision."""
 
     batch_size: int
     precision: str
     contender: str
 
 
-Seconds = dict[Cell, list[list[float]]]  # of each round, each epoch
+Seconds = dict[Cell, list[list[float]]]
+"""The seconds of each epoch, in each round."""
 
 
 def cells(arguments: argparse.Namespace) -> list[Cell]:
-    """All that is asked for, in such an order that what is compared lies close together."""
+    """Return everything to measure. Cells that are compared with each other are neighbours."""
     return [
         Cell(batch_size, precision, name)
         for batch_size in arguments.batch_sizes
@@ -219,33 +231,34 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
 
 
 def ratio(above: list[list[float]] | None, below: list[list[float]] | None) -> str:
-    """Median over the rounds of the medians' ratio within a round."""
+    """Return the median over the rounds of the ratio of the medians within a round."""
     if not above or not below:
         return "-"
     return f"{median(median(a) / median(b) for a, b in zip(above, below, strict=True)):.2f}"
 
 
 def report(seconds: Seconds) -> str:
+    """Return a table with a row per contender and precision."""
     batch_sizes = dict.fromkeys(cell.batch_size for cell in seconds)
     rows = dict.fromkeys((cell.contender, cell.precision) for cell in seconds)
-    header = ["seconds an epoch"]
+    header = ["seconds per epoch"]
     for size in batch_sizes:
         header += [f"batch {size}: min", "median", "x GEMMs", "speed-up"]
     lines = []
     for name, precision in sorted(rows, key=lambda row: list(CONTENDERS).index(row[0])):
         line = [f"{CONTENDERS[name].title}, {precision}"]
         for size in batch_sizes:
-            own = seconds[Cell(size, precision, name)]
-            epochs = [second for one_round in own for second in one_round]
-            floor = seconds.get(Cell(size, precision, "gemms"))
-            slow = seconds.get(Cell(size, "float32", "usual"))
+            rounds = seconds[Cell(size, precision, name)]
+            epochs = [second for epochs_of_round in rounds for second in epochs_of_round]
+            gemm_rounds = seconds.get(Cell(size, precision, "gemms"))
+            usual_rounds = seconds.get(Cell(size, "float32", "usual"))
             line += [f"{min(epochs):.2f}", f"{median(epochs):.2f}"]
-            line += [ratio(own, floor), ratio(slow, own)]
+            line += [ratio(rounds, gemm_rounds), ratio(usual_rounds, rounds)]
         lines.append(line)
     return table(header, lines)
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -256,53 +269,56 @@ def parse() -> argparse.Namespace:
     add("--precisions", nargs="+", choices=precisions, default=precisions, metavar="P")
     add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="C")
     add("--rounds", type=int, default=3)
-    add("--epochs", type=int, default=4, help="of a process, 2 or more; the first is dropped")
-    add("--json", type=Path, metavar="FILE", help="keep the raw seconds there")
-    add("--here", action="store_true", help=argparse.SUPPRESS)  # one cell, in this process
+    add("--epochs", type=int, default=4, help="per process, 2 or more; the first is not counted")
+    add("--json", type=Path, metavar="FILE", help="write the raw seconds to this file")
+    add("--here", action="store_true", help=argparse.SUPPRESS)  # measure one cell in this process
     return parser.parse_args()
 
 
 def measure(cell: Cell, arguments: argparse.Namespace) -> list[float]:
-    """Of one process: the seconds of each epoch but the first."""
+    """Return the seconds of each epoch except the first, measured in a new process."""
     options = ["--batch-sizes", cell.batch_size, "--precisions", cell.precision]
     options += ["--contenders", cell.contender, "--epochs", arguments.epochs]
-    return alone("--root", arguments.root.resolve(), *options, "--here")
+    return run_in_new_process("--root", arguments.root.resolve(), *options, "--here")
 
 
-def keep(file: Path, seconds: Seconds, measured_on: dict[str, object]) -> None:
+def write_json(file: Path, seconds: Seconds, machine: dict[str, object]) -> None:
+    """Write the raw seconds and a description of the machine."""
     rows = [{**cell._asdict(), "seconds": rounds} for cell, rounds in seconds.items()]
-    file.write_text(json.dumps({"machine": measured_on, "epochs": rows}, indent=1) + "\n")
+    file.write_text(json.dumps({"machine": machine, "epochs": rows}, indent=1) + "\n")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    todo = cells(arguments)
+    """Measure every cell in new processes, or one cell in this process."""
+    remaining = cells(arguments)
     if arguments.here:
-        (cell,) = todo
+        (cell,) = remaining
         contender = CONTENDERS[cell.contender]
         epochs = min(arguments.epochs, contender.most_epochs)
         root = str(arguments.root)
         print(json.dumps(contender.measure(root, cell.batch_size, cell.precision, epochs)))
         return
-    here, seconds = hardware(), {cell: [] for cell in todo}
+    machine, seconds = hardware(), {cell: [] for cell in remaining}
     for number in range(arguments.rounds):
-        for cell in todo if number % 2 == 0 else reversed(todo):
+        for cell in remaining if number % 2 == 0 else reversed(remaining):
             seconds[cell].append(measure(cell, arguments))
-            said = " ".join(f"{second:.2f}" for second in seconds[cell][-1])
-            print(f"round {number + 1}: {', '.join(map(str, cell))}: {said}", file=sys.stderr)
+            numbers = " ".join(f"{second:.2f}" for second in seconds[cell][-1])
+            print(f"round {number + 1}: {', '.join(map(str, cell))}: {numbers}", file=sys.stderr)
         if arguments.json:
-            keep(arguments.json, seconds, here)
-    print(f"\n{described(here)}\n")
+            write_json(arguments.json, seconds, machine)
+    print(f"\n{hardware_line(machine)}\n")
     print(report(seconds))
-    kept = arguments.epochs - 1
-    kept_of_usual = min(arguments.epochs, CONTENDERS["usual"].most_epochs) - 1
+    epochs = arguments.epochs - 1
+    epochs_of_usual = min(arguments.epochs, CONTENDERS["usual"].most_epochs) - 1
     print(
-        f"\n{IMAGES:,} images an epoch; {arguments.rounds} rounds of {kept} epochs, of the usual "
-        f"loop {kept_of_usual}.\nx GEMMs: the time over that of the matrix products alone, of the "
-        "same batch size and\nprecision; speed-up: the usual loop's time over this one. Denormals "
-        "are flushed\neverywhere but in the usual loop. This project evaluates, logs and keeps a "
-        "checkpoint\nevery epoch, and no other does."
+        f"\n{IMAGES:,} images per epoch; {arguments.rounds} rounds of {epochs} epochs "
+        f"({epochs_of_usual} of the usual loop).\n"
+        "x GEMMs: the time divided by that of the matrix products alone, with the same batch\n"
+        "size and precision. Speed-up: the time of the usual loop divided by this time.\n"
+        "Denormals are flushed except in the usual loop. Only this project evaluates, logs and\n"
+        "saves a checkpoint every epoch."
     )
 
 
 if __name__ == "__main__":
-    main(parse())
+    main(parse_arguments())

@@ -1,13 +1,14 @@
-"""Seconds from the command to the first training step, and the memory of training on full MNIST.
+"""Measure the seconds from the command to the first training step, and the memory of training.
 
     python tests/benchmarks/startup.py --root data
 
-Runs `python train.py data=mnist` in an empty folder, as a user would, with the images' cache in
-place and everything default: evaluation, logging, pictures and the final test bounds are on. The
-clock starts before the process does, and ends after the first step of an optimizer. The imports of
-torch and of torch._dynamo, which torch's optimizers import when the first one is made, are timed
-where they happen. Starts are warm: the first one, which fills the file cache and compiles to
-byte-code, is shown apart. CPU time is shown as well: on a busy machine it says more.
+The benchmark runs `python train.py data=mnist` in an empty folder, as a user would. The cache of
+the images exists, and all settings have their defaults, so evaluation, logging, pictures and the
+final test bounds are on. The clock starts before the process and ends after the first training
+step. The imports of torch and of torch._dynamo, which torch's optimizers import when the first one
+is built, are timed where they happen. The table has warm starts. The first start, which fills the
+file cache and compiles byte-code, has a column of its own. On a busy machine, CPU time says more
+than seconds.
 """
 
 import argparse
@@ -22,109 +23,121 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-from common import alone, described, hardware, peak_memory, table
+from common import hardware, hardware_line, peak_memory, run_in_new_process, table
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 IMPORTS = ("torch", "torch._dynamo")
 
-Mark = tuple[float, float, float]  # seconds, CPU seconds, peak MB
+Mark = tuple[float, float, float]
+"""Seconds, CPU seconds and peak memory in MB since the start of the process."""
 
 
-def driven(began: float, until: str, overrides: list[str]) -> None:
-    """`train.py` in this process; then what its imports took, and where it stood at each mark."""
-    took: dict[str, tuple[float, float]] = {}
+def run_train_script(started: float, until: str, overrides: list[str]) -> NoReturn:
+    """Run train.py in this process, and print how long imports took and when marks were reached.
+
+    Args:
+        started: The time (time.monotonic) at which the parent started this process.
+        until: The mark at which the process ends: "first step" or "end".
+        overrides: The arguments of train.py.
+    """
+    import_times: dict[str, tuple[float, float]] = {}
     marks: dict[str, Mark] = {}
-    watching: list[bool] = []
     plain_import = builtins.__import__
+    is_watching_steps = False
 
-    def mark(name: str) -> None:
-        marks[name] = time.monotonic() - began, time.process_time(), peak_memory()
+    def set_mark(name: str) -> None:
+        marks[name] = time.monotonic() - started, time.process_time(), peak_memory()
 
-    def watched_import(name: str, *rest: Any, **more: Any) -> ModuleType:
-        if name not in IMPORTS or name in sys.modules:
-            module = plain_import(name, *rest, **more)
-            if not watching and hasattr(sys.modules.get("vae.step"), "TrainingStep"):
-                watching.append(True)
-                watch_steps(sys.modules["vae.step"].TrainingStep)
+    def timed_import(name: str, *arguments: Any, **options: Any) -> ModuleType:
+        nonlocal is_watching_steps
+        if name in IMPORTS and name not in sys.modules:
+            seconds, processor = time.monotonic(), time.process_time()
+            module = plain_import(name, *arguments, **options)
+            import_times[name] = time.monotonic() - seconds, time.process_time() - processor
+            set_mark(f"import {name}")
             return module
-        seconds, processor = time.monotonic(), time.process_time()
-        module = plain_import(name, *rest, **more)
-        took[name] = time.monotonic() - seconds, time.process_time() - processor
-        mark(f"import {name}")
+        module = plain_import(name, *arguments, **options)
+        step_module = sys.modules.get("vae.training.step")
+        if not is_watching_steps and hasattr(step_module, "EagerStep"):
+            is_watching_steps = True
+            watch_steps(step_module.EagerStep)
         return module
 
-    def watch_steps(kind: type) -> None:
-        plain_step = kind.__call__
+    def watch_steps(step_class: Any) -> None:
+        plain_step = step_class.__call__
 
-        def step(self: object, number: int, at: int) -> list[int]:
-            left_out = plain_step(self, number, at)
+        def step_and_mark(self: object, batch: int, step: int) -> list[int]:
+            skipped = plain_step(self, batch, step)
             if "first step" not in marks:
-                mark("first step")
+                set_mark("first step")
                 if until == "first step":
-                    leave()
-            mark("last step")
-            return left_out
+                    print_and_exit()
+            set_mark("last step")
+            return skipped
 
-        kind.__call__ = step
+        step_class.__call__ = step_and_mark
 
-    def leave() -> None:
-        print("\n" + json.dumps({"took": took, "marks": marks}), flush=True)
+    def print_and_exit() -> NoReturn:
+        print("\n" + json.dumps({"imports": import_times, "marks": marks}), flush=True)
         os._exit(0)
 
-    mark("python")
-    builtins.__import__ = watched_import
+    set_mark("python")
+    builtins.__import__ = timed_import
     sys.argv, sys.path[0] = [str(TRAIN), *overrides], str(TRAIN.parent)
     try:
         runpy.run_path(str(TRAIN), run_name="__main__")
-    except SystemExit as left:
-        if left.code:
+    except SystemExit as exit:
+        if exit.code:
             raise
-    mark("end")
-    leave()
+    set_mark("end")
+    print_and_exit()
 
 
-def train(until: str, root: Path, overrides: list[str]) -> dict[str, Any]:
+def measure(until: str, root: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train in a new process; return the seconds of its imports, and its marks."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--root", root, "--until", until]
         words = ["data=mnist", f"data.root={root.resolve()}", *overrides]
-        return alone(*options, "--began", time.monotonic(), *words, folder=folder)
+        return run_in_new_process(*options, "--started", time.monotonic(), *words, folder=folder)
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--root", type=Path, required=True, help="a writable torchvision root")
     add("--starts", type=int, default=5)
-    add("--epochs", type=int, default=2, help="of the run whose memory is measured")
+    add("--epochs", type=int, default=2, help="epochs of the run whose memory is measured")
     add("--until", choices=["first step", "end"], help=argparse.SUPPRESS)
-    add("--began", type=float, help=argparse.SUPPRESS)
-    add("overrides", nargs="*", help="for train.py, as in model=conv")
+    add("--started", type=float, help=argparse.SUPPRESS)
+    add("overrides", nargs="*", help="overrides of train.py, such as model=conv")
     return parser.parse_args()
 
 
-def row(name: str, cold: Sequence[float], warm: Sequence[Sequence[float]]) -> list[str]:
-    seconds, processor = [one[0] for one in warm], [one[1] for one in warm]
-    numbers = cold[0], min(seconds), median(seconds), max(seconds), median(processor)
+def row(name: str, first: Sequence[float], warm: Sequence[Sequence[float]]) -> list[str]:
+    """Return a row of the table, given (seconds, CPU seconds) of each start."""
+    seconds, processor = [start[0] for start in warm], [start[1] for start in warm]
+    numbers = first[0], min(seconds), median(seconds), max(seconds), median(processor)
     return [name, *(f"{number:.2f}" for number in numbers)]
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Measure several starts and one run in new processes, or one of them in this process."""
     if arguments.until:
-        driven(arguments.began, arguments.until, arguments.overrides)
+        run_train_script(arguments.started, arguments.until, arguments.overrides)
     root, overrides = arguments.root, arguments.overrides
-    cold, *warm = [train("first step", root, overrides) for _ in range(arguments.starts + 1)]
-    whole = train("end", root, [f"training.epochs={arguments.epochs}", *overrides])
+    first, *warm = [measure("first step", root, overrides) for _ in range(arguments.starts + 1)]
+    whole = measure("end", root, [f"training.epochs={arguments.epochs}", *overrides])
 
-    print(f"{described(hardware())}\n")  # imports torch, so nothing is measured after it
-    first = [run["marks"]["first step"] for run in warm]
-    rows = [row("from the command to the first step", cold["marks"]["first step"], first)]
-    for name in cold["took"]:
-        took = [run["took"][name] for run in warm]
-        rows.append(row(f"of which importing {name}", cold["took"][name], took))
+    print(f"{hardware_line(hardware())}\n")  # imports torch, so it comes after all measurements
+    first_steps = [start["marks"]["first step"] for start in warm]
+    rows = [row("from the command to the first step", first["marks"]["first step"], first_steps)]
+    for name in first["imports"]:
+        import_times = [start["imports"][name] for start in warm]
+        rows.append(row(f"of which importing {name}", first["imports"][name], import_times))
     header = [f"seconds, {len(warm)} warm starts", "first start", "min", "median", "max"]
     print(table([*header, "CPU, median"], rows))
     rows = [
@@ -136,4 +149,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse())
+    main(parse_arguments())

@@ -104,9 +104,7 @@ SendSignal = Callable[[int, int], None]
 """Sends a signal to a process or to a process group."""
 
 
-def interrupt_sweep(
-    send: SendSignal, number: int, words: list[str], cwd: Path
-) -> tuple[int, str]:
+def interrupt_sweep(send: SendSignal, number: int, words: list[str], cwd: Path) -> tuple[int, str]:
     """Signal a sweep of two runs as soon as both have a checkpoint; return status and errors."""
     process = start_sweep(*words, cwd=cwd, threads=1)
     checkpoints = lambda: len(list(cwd.glob("outputs/mine/*/last.pt")))

@@ -20,7 +20,8 @@ def values(**changed: object) -> dict[str, object]:
 
 def names(**changed: object) -> list[tuple[str, str]]:
     """Return the name and the setting of each replica."""
-    return [(replica.name, replica.name_without_seed) for replica in expand_replicas(values(**changed))]
+    replicas = expand_replicas(values(**changed))
+    return [(replica.name, replica.name_without_seed) for replica in replicas]
 
 
 def test_without_seeds_and_lists_the_configuration_stays_as_it_is():

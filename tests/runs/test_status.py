@@ -40,9 +40,7 @@ def test_the_score_of_replicas_is_their_mean(tmp_path):
     ("error", "expected", "reason"),
     [(KeyboardInterrupt(), "interrupted", None), (ValueError("a reason"), "failed", "a reason")],
 )
-def test_runs_without_a_final_status_are_interrupted_or_failed(
-    tmp_path, error, expected, reason
-):
+def test_runs_without_a_final_status_are_interrupted_or_failed(tmp_path, error, expected, reason):
     folders = [tmp_path / name for name in ("finished", "unfinished")]
     for folder in folders:
         folder.mkdir()

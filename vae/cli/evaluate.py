@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,7 +184,9 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
     from vae.config.load import SavedRun
     from vae.tracking.metrics import read_metrics
 
-    names = expand_names(arguments.estimators) if arguments.estimators else None
+    build = None
+    if arguments.estimators:
+        build = partial(build_estimators, expand_names(arguments.estimators))
     data_cache = DataCache(arguments.data_root)
     rows: list[dict[str, object]] = []
     curves: dict[Path, tuple[str, pd.DataFrame]] = {}
@@ -191,8 +194,7 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
         try:
             run = SavedRun(folder)
             data, _ = data_cache.get(run)
-            estimators = build_estimators(names, run) if names else None
-            measured = measure(run, estimators, data, arguments.model, arguments.draws or 1000)
+            measured = measure(run, data, build, arguments.model, arguments.draws or 1000)
             metrics = read_metrics(folder)
         except UserError as error:
             _complain(error)
