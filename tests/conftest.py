@@ -1,8 +1,11 @@
+import io
 import runpy
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +33,26 @@ def _float64_and_seeded():
 def float32():
     """Make float32 the default dtype, as in training."""
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def file_reads(monkeypatch) -> Callable[[Path], Counter[str]]:
+    """Count how often files are opened to be read.
+
+    The function that is returned gives the counts of the files in a folder, by their names.
+    """
+    counts: Counter[Path] = Counter()
+    open_file = io.open
+
+    def count(file: object, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, str | Path) and "r" in mode:
+            counts[Path(file).resolve()] += 1
+        return open_file(file, mode, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", count)
+    return lambda folder: Counter(
+        {path.name: n for path, n in counts.items() if path.parent == folder.resolve()}
+    )
 
 
 @pytest.fixture(scope="session")

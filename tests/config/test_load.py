@@ -1,9 +1,6 @@
 """Reading a run folder: each file once, only parts of runs, and damage in one line."""
 
-import io
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -53,22 +50,7 @@ def test_the_best_model_is_loaded_by_default(run):
     assert weight(vae.load(run)) == 41
 
 
-@pytest.fixture
-def opened(monkeypatch) -> Counter[str]:
-    """Count how often each file is opened to be read, by name."""
-    counts: Counter[str] = Counter()
-    open_file = io.open
-
-    def count(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if "r" in mode:
-            counts[Path(str(file)).name] += 1
-        return open_file(file, mode, *arguments, **options)
-
-    monkeypatch.setattr(io, "open", count)
-    return counts
-
-
-def test_a_saved_run_reads_each_file_once(run, opened):
+def test_a_saved_run_reads_each_file_once(run, file_reads):
     saved = SavedRun(run)
     assert saved.saved_models() == ["best", "last"]
     for which in saved.saved_models():
@@ -77,7 +59,7 @@ def test_a_saved_run_reads_each_file_once(run, opened):
         assert saved.step(which) == {"best": 40, "last": 41}[which]
         assert len(saved.checkpoint(which)["digest"]) == 64
     assert saved.total_steps() == 41
-    assert opened == {CONFIG: 1, "best.pt": 1, "last.pt": 1}
+    assert file_reads(run) == {CONFIG: 1, "best.pt": 1, "last.pt": 1}
 
 
 # Damaged and foreign files

@@ -34,6 +34,8 @@ OBJECTIVES = {
     "concrete": [],
 }
 TIMES = {"seconds"}
+RANDOM_WEIGHTS = {"relax", "reinforce_learned_baseline"}
+"""Estimators with weights that `--gradients` draws unseeded, so that each call differs."""
 
 
 def commands(checkout: Path) -> dict[str, list[str]]:
@@ -131,7 +133,7 @@ def record(checkout: Path, folder: Path) -> dict[str, object]:
         "groups": table(checkout, folder, *names, "--baseline", "disarm"),
         "last": table(checkout, folder, *names, "--model", "last"),
         "runs": table(checkout, folder, *names, "--runs"),
-        "gradients": table(checkout, folder, *one),
+        "gradients": [row for row in table(checkout, folder, *one) if not RANDOM_WEIGHTS & {*row}],
         "own_gradient": table(checkout, folder, "schedules", "--gradients", "--draws", "40"),
     }
 
