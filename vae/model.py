@@ -67,6 +67,8 @@ class CategoricalVAE(nn.Module):
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x | z) = x . l - sum softplus(l) with l = decode(z), in nats per image.
 
+        For log p(x), see `vae.evaluation.log_likelihood`.
+
         Args:
             x: Images (B, D).
             z: Codes (S, B, N, K), or (S, 1, N, K) if every image has the same codes. The second
