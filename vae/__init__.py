@@ -33,7 +33,7 @@ def load(folder: "str | Path", which: "Literal['best', 'last'] | None" = None) -
             is one.
 
     Raises:
-        UserError: The folder is no run folder, or its checkpoint is missing or damaged.
+        UserError: The folder is not a run folder, or its checkpoint is missing or damaged.
     """
     from vae.config.load import load as load_model
 

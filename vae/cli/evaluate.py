@@ -49,7 +49,8 @@ def _parse() -> argparse.Namespace:
         prog="evaluate.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit status: 0; 1 if nothing could be compared; 2 if the command line is wrong.",
+        epilog="Exit status: 0; 1 if nothing could be compared or written; 2 if the command line is "
+        "wrong; 130 after Ctrl-C.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder above some")
@@ -103,10 +104,9 @@ def _parse() -> argparse.Namespace:
 
 
 def _count(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise ValueError
-    return number
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word}: must be a whole number of 1 or more")
+    return int(word)
 
 
 def _compare_bounds(arguments: argparse.Namespace) -> int:
@@ -237,7 +237,7 @@ def _find_runs(paths: list[Path]) -> list[Path]:
     for path in paths:
         folders = find_runs(path)
         if not folders:
-            _complain(f"{path} is no run folder, and there is none below it")
+            _complain(f"{path} contains no run folder")
         found |= {folder.resolve(): folder for folder in folders}
     return list(found.values())
 

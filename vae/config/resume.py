@@ -30,7 +30,7 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
         overrides: The overrides on the command line.
 
     Raises:
-        UserError: The folder is no run folder, or an override may not change.
+        UserError: The folder is not a run folder, or an override may not change.
     """
     name = REPLICAS if (folder / REPLICAS).exists() else CONFIG
     config = OmegaConf.create(read_config(folder, name))
