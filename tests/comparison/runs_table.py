@@ -57,11 +57,12 @@ def run(
 
 def runs_table(*runs: Rows) -> pd.DataFrame:
     """Return the tidy table of some runs: one row per run and model, two levels of columns."""
-    rows = [row for rows_of_run in runs for row in rows_of_run]
-    # The folder identifies a run, so two runs with the same settings need two folders.
-    for number, rows_of_run in enumerate(runs):
-        for row in rows_of_run:
-            row["run"] = row["run"] | {"folder": f"{number}/{row['run']['folder']}"}
+    # The folder identifies a run, so each run needs its own, even if the settings are the same.
+    rows = [
+        row | {"run": row["run"] | {"folder": f"{number}/{row['run']['folder']}"}}
+        for number, rows_of_run in enumerate(runs)
+        for row in rows_of_run
+    ]
     parts = {
         part: pd.DataFrame([row[part] for row in rows], dtype=object)
         for part in ("run", "setting", "measured", "made_with")

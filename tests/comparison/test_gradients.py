@@ -40,7 +40,7 @@ def test_all_estimators_are_those_of_the_option_files_and_fit_the_codes_of_a_run
 def test_run_is_measured_with_the_estimator_of_its_training_by_default(folder):
     run = SavedRun(folder)
     data, _ = DataCache().get(run)
-    measured = measure(run, data, draws=40)
+    measured = measure(run, None, data, draws=40)
     assert measured.trained_with == "straight_through"
     assert list(measured.quality) == ["straight_through"]
     assert "100 test images, 40 draws" in measured.title
@@ -49,7 +49,7 @@ def test_run_is_measured_with_the_estimator_of_its_training_by_default(folder):
 def test_exact_estimator_is_left_out_because_it_is_the_reference(folder):
     run = SavedRun(folder)
     data, _ = DataCache().get(run)
-    new = {"exact": Exact(), "reinmax": ReinMax(temperature=1.0)}
-    measured = measure(run, data, lambda _: new, draws=40)
+    estimators = {"exact": Exact(limit=100), "reinmax": ReinMax(temperature=1.0)}
+    measured = measure(run, estimators, data, draws=40)
     assert measured.trained_with == "straight_through"
     assert list(measured.quality) == ["reinmax"]

@@ -15,7 +15,6 @@ from tests.helpers import (
     MOMENTS,
     MULTI_SAMPLE_OBJECTIVES,
     REPLICAS,
-    adam,
     noise_batches,
     noise_data,
     noise_model,
@@ -58,6 +57,11 @@ class RepeatedNoise:
 @pytest.fixture
 def noise(monkeypatch) -> RepeatedNoise:
     return RepeatedNoise(monkeypatch)
+
+
+def adam() -> Adam:
+    """Return settings of Adam with weight decay."""
+    return Adam(lr=0.01, **MOMENTS)
 
 
 def state(objective: TrainingObjective) -> dict[str, torch.Tensor]:

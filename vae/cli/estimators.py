@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import hydra
+import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,7 +15,10 @@ from vae.config.instantiate import build
 from vae.config.load import SavedRun
 from vae.config.resolvers import register_resolvers
 from vae.estimators import Estimator
+from vae.evaluation.gradients import seeded_rng
 from vae.utils.errors import UserError, close_match
+
+_SEED = 60_000  # of the initial weights of learned baselines and control variates
 
 
 def expand_names(names: Iterable[str]) -> list[str]:
@@ -60,5 +64,6 @@ def build_estimators(names: Iterable[str], run: SavedRun) -> dict[str, Estimator
             except (HydraException, OmegaConfBaseException) as error:
                 raise UserError(one_line(error)) from error
             values = {"estimator": bind_schedules(node, run.total_steps())}
-            estimators[name] = build(values, "estimator", Estimator)
+            with seeded_rng(torch.device("cpu"), _SEED):
+                estimators[name] = build(values, "estimator", Estimator)
     return estimators

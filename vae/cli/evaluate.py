@@ -11,7 +11,6 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +48,8 @@ def _parse() -> argparse.Namespace:
         prog="evaluate.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit status: 0; 1 if nothing could be compared or written; 2 if the command line is "
-        "wrong; 130 after Ctrl-C.",
+        epilog="Exit status: 0; 1 if nothing could be compared or written; "
+        "2 if the command line is wrong; 130 after Ctrl-C.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder above some")
@@ -184,9 +183,7 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
     from vae.config.load import SavedRun
     from vae.tracking.metrics import read_metrics
 
-    build = None
-    if arguments.estimators:
-        build = partial(build_estimators, expand_names(arguments.estimators))
+    names = expand_names(arguments.estimators) if arguments.estimators else None
     data_cache = DataCache(arguments.data_root)
     rows: list[dict[str, object]] = []
     curves: dict[Path, tuple[str, pd.DataFrame]] = {}
@@ -194,7 +191,8 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
         try:
             run = SavedRun(folder)
             data, _ = data_cache.get(run)
-            measured = measure(run, data, build, arguments.model, arguments.draws or 1000)
+            estimators = build_estimators(names, run) if names else None
+            measured = measure(run, estimators, data, arguments.model, arguments.draws or 1000)
             metrics = read_metrics(folder)
         except UserError as error:
             _complain(error)

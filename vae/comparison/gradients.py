@@ -1,6 +1,5 @@
 """Measure how good a gradient estimators give the encoder of a saved run."""
 
-from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
 
@@ -35,8 +34,8 @@ class MeasuredGradients(NamedTuple):
 
 def measure(
     run: SavedRun,
+    estimators: dict[str, Estimator] | None,
     data: DataSet,
-    build_estimators: Callable[[SavedRun], dict[str, Estimator]] | None = None,
     which: Which | None = None,
     draws: int = 1000,
 ) -> MeasuredGradients:
@@ -47,11 +46,10 @@ def measure(
 
     Args:
         run: The run.
+        estimators: New estimators by name. What they have to learn, such as a baseline, they learn
+            first, from two epochs of training images; the model is not changed. None for the
+            run's own estimator as it was trained.
         data: The data set of the run.
-        build_estimators: Returns new estimators by name for a run. It is called after the model
-            is built, which their initial weights depend on. What they have to learn, such as a
-            baseline, they learn from two epochs of training images; the model is not changed. By
-            default, the run's own estimator is measured as it was trained.
         which: The best or the last model; by default the best, if there is one.
         draws: Draws of the noise; more are made if the number cannot be divided into equal parts.
 
@@ -60,10 +58,9 @@ def measure(
     """
     model, step = run.model(which), run.step(which)
     trained_with = method_name(run.values)
-    if build_estimators is None:
+    if estimators is None:
         estimators = {trained_with: run.estimator(which)}
     else:
-        estimators = build_estimators(run)
         for estimator in estimators.values():
             _fit(model, estimator, data)
     x = to_float(data.test.images[:_IMAGES])
