@@ -134,16 +134,6 @@ def test_number_of_steps_that_equals_the_epochs_does_not_separate_groups(sweep, 
     assert [row["n"] for row in rows] == [3, 3]
 
 
-def test_run_from_before_the_validation_setting_is_in_the_same_group(sweep, evaluate):
-    """An older version did not write the number of validation images to config.yaml."""
-    config = first_run(sweep) / "config.yaml"
-    replace(config, "  validation: 500\n", "")
-    assert "validation" not in config.read_text()
-    _, output, _ = evaluate(sweep, "--format", "json")
-    (rows,) = json.loads(output).values()
-    assert [row["n"] for row in rows] == [3, 3]
-
-
 # Broken run folders
 
 

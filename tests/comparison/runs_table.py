@@ -57,7 +57,7 @@ def run(
 
 def runs_table(*runs: Rows) -> pd.DataFrame:
     """Return the tidy table of some runs: one row per run and model, two levels of columns."""
-    # The folder identifies a run, so each run needs its own, even if the settings are the same.
+    # The folder identifies a run: runs with the same settings have different folders.
     rows = [
         row | {"run": row["run"] | {"folder": f"{number}/{row['run']['folder']}"}}
         for number, rows_of_run in enumerate(runs)

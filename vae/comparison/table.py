@@ -29,7 +29,6 @@ ENOUGH_SEEDS = 3
 _IGNORED_KEYS = (
     *("seed", "device", "training.capture", "data.root", "data.mirror"),
     *("importance_samples", "tracking"),
-    "data.validation",  # in the title of the data; configurations of older versions lack the key
 )
 """Keys that separate no groups: they do not change what a run learns, or the title has them."""
 
