@@ -30,7 +30,7 @@ _IGNORED_KEYS = (
     *("seed", "device", "training.capture", "data.root", "data.mirror"),
     *("importance_samples", "tracking"),
 )
-"""Keys that separate no groups: they do not change what a run learns, or the title has them."""
+"""Keys that do not change what a run learns, and therefore do not separate groups."""
 
 
 class Selection(NamedTuple):
