@@ -1,4 +1,4 @@
-"""What several test modules share: paths, commands, and builders of tiny data, models and runs."""
+"""Shared by the test modules: paths, commands, and builders of tiny data, models and runs."""
 
 import json
 import os
@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vae.config import compose
 from vae.config.build import RunConfig, bind_schedules, build_experiment
 from vae.config.instantiate import build
-from vae.config.resolvers import register_resolvers
 from vae.data import Batches, DataSet, Split
 from vae.estimators import Estimator, StraightThroughGumbel
 from vae.model import CategoricalVAE
@@ -159,9 +158,7 @@ def option_names(group: str) -> list[str]:
 
 def compose_config(*overrides: str) -> DictConfig:
     """Compose the configuration of train.py."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", list(overrides))
+    return compose.compose_config(overrides)
 
 
 def resolve_config(config: DictConfig, total_steps: int) -> dict:
@@ -216,7 +213,7 @@ def adam(lr: float | Schedule = 1e-2) -> Adam:
 
 
 class ReplicaParts(NamedTuple):
-    """What a test chooses for a replica."""
+    """The objective, optimizer, folder and seed that a test chooses for a replica."""
 
     folder: Path
     objective: TrainingObjective
@@ -225,7 +222,7 @@ class ReplicaParts(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """How the training of a replica ended, and the lines of its metrics.jsonl."""
+    """The outcome of training a replica, and the lines of its metrics.jsonl."""
 
     outcome: TrainingResult | Diverged
     lines: list[dict[str, float]]
@@ -255,7 +252,7 @@ def train_replicas(
 ) -> list[Trained]:
     """Train replicas together; they resume if their folders have checkpoints.
 
-    `settings` replace those of TrainingConfig and LoggingConfig above.
+    `settings` replace fields of the TrainingConfig and the LoggingConfig above.
     """
     changed_logging = {key: settings.pop(key) for key in _LOGGING if key in settings}
     training = TrainingConfig(**_TRAINING | settings)

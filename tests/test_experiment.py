@@ -1,4 +1,4 @@
-"""How often the files of a run folder are read when a run is resumed, evaluated and compared."""
+"""Each file of a run folder is read once when a run is resumed, evaluated or compared."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -71,7 +71,7 @@ BANDS = {
 
 
 def assert_mean_and_band(folder: Path, replicas: list[Path]) -> None:
-    """Compare the curves in a folder with those of the replicas, to the rounding of float32."""
+    """Compare the curves in a folder with the replicas' curves, to the rounding of float32."""
     curves, lines = read_scalars(folder), [read_lines(replica) for replica in replicas]
     ends_of_bands = {f"{name}_{end}" for name in BANDS for end in ("low", "high")}
     names = set(lines[0][0]) - {"step", "epoch"}

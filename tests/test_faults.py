@@ -311,7 +311,7 @@ def test_an_extended_run_does_not_look_finished_if_it_is_killed_at_its_start(
 
 
 def test_a_resumed_run_keeps_its_training_steps(tmp_path, train):
-    """The steps may be as many as those of a whole epoch."""
+    """There may be as many steps as in a whole epoch."""
     words = [*SMALL, "training.epochs=3", "training.steps=40", "hydra.run.dir=run"]
     assert train(*words, cwd=tmp_path)[0] == 0
     for repeated in (["resume=run"], words, ["resume=run", "training.epochs=5"]):

@@ -254,7 +254,7 @@ def test_vimco_has_no_bias(samples, beta, monkeypatch):
 
 
 def test_vimco_has_the_gradient_of_the_bound_in_decoder_and_prior():
-    """These gradients contain no score function, so at equal codes they are those of the loss."""
+    """These gradients contain no score function, so at equal codes they equal the loss's."""
     model, x = build_model("learned"), random_images()
     z = all_tuples(2)[:, :B]
     parameters = [*model.decoder.parameters(), model.prior_logits]
@@ -309,7 +309,7 @@ def test_concrete_density_is_that_of_torch(temperature):
 
 
 def test_concrete_density_integrates_to_one():
-    """With K = 2 the simplex has one coordinate, log y_0 - log y_1, for the quadrature."""
+    """For K = 2 the simplex has one coordinate, log y_0 - log y_1, which is integrated over."""
     difference = torch.linspace(-200, 200, 400_001)
     log_y = torch.stack([difference, torch.zeros_like(difference)], -1).log_softmax(-1)
     density = exp_concrete_log_prob(torch.tensor([[0.7, -1.1]]), 0.4, log_y.unsqueeze(1)).exp()

@@ -7,6 +7,7 @@ Importing `vae` alone imports no torch; the packages below are imported when the
 """
 
 import importlib
+import pkgutil
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    *("categorical", "comparison", "config", "data", "estimators", "evaluation", "experiment"),
-    *("model", "networks", "objective", "optimizers", "runs", "schedules", "tracking"),
-    *("training", "utils"),
-)
+_SUBMODULES = [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def load(folder: "str | Path", which: "Literal['best', 'last'] | None" = None) -> "CategoricalVAE":

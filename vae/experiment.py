@@ -42,7 +42,7 @@ class NothingToDo(Exception):
 def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
     """Train what a configuration describes, in `folder`, and print the test bounds.
 
-    Replicas are trained together, each in a folder of its own below `folder`. If `folder` holds an
+    Replicas are trained together, each in its folder below `folder`. If `folder` holds an
     unfinished run of the same configuration, the run is resumed. Call
     `vae.utils.runtime.configure_process` first.
 
@@ -100,13 +100,13 @@ def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[s
 def _check_folders(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
     """Raise UserError if a folder holds another run, and NothingToDo if all runs are finished."""
     if config.shared_values is not None:
-        holds_complete_run(folder, REPLICAS, config.shared_values)
-    finished = [
-        holds_complete_run(run_folder, CONFIG, run.values)
+        holds_complete_run(folder, REPLICAS, config.shared_values, config.runs[0].total_steps)
+    is_finished = [
+        holds_complete_run(run_folder, CONFIG, run.values, run.total_steps)
         and read_status(run_folder) == "finished"
         for run_folder, run in zip(folders, config.runs, strict=True)
     ]
-    if all(finished):
+    if all(is_finished):
         run = config.runs[0]
         hint = ""
         if run.stops_before_last_epoch:

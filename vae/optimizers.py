@@ -20,7 +20,7 @@ from vae.utils.validation import Decay, NonNegative, Positive, frozen
 
 
 class Optimizer(Protocol):
-    """What the training loop needs of an optimizer; those of torch.optim satisfy it, too."""
+    """The methods that training calls; the optimizers in torch.optim have them too."""
 
     param_groups: list[dict[str, Any]]
 
@@ -45,21 +45,8 @@ class OptimizerConfig(ABC):
     lr: NonNegativeSchedule
 
     @abstractmethod
-    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> Optimizer:
-        """Build the optimizer of these parameters.
-
-        Args:
-            parameters: The parameters to train.
-            on_device: Keep the learning rate in a tensor on the device of the parameters, which
-                the training loop writes into. A captured CUDA graph needs that.
-        """
-
-    def _initial_lr(self, parameters: list[nn.Parameter], on_device: bool) -> float | Tensor:
-        lr = float(self.lr(0))
-        if not on_device:
-            return lr
-        # The fused kernels accept only a float32 tensor.
-        return torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Build the optimizer of these parameters, with the learning rate at step 0."""
 
 
 @frozen
@@ -68,13 +55,11 @@ class _AdamFamily(OptimizerConfig):
     eps: Positive
     weight_decay: NonNegative
 
-    def _build(
-        self, variant: "Variant", parameters: Iterable[nn.Parameter], on_device: bool
-    ) -> "FusedAdam":
-        parameters = list(parameters)
-        lr = self._initial_lr(parameters, on_device)
-        beta1, beta2 = self.betas
-        return FusedAdam(variant, parameters, lr, (beta1, beta2), self.eps, self.weight_decay)
+    def _build(self, variant: "Variant", parameters: Iterable[nn.Parameter]) -> "FusedAdam":
+        lr, (beta1, beta2) = float(self.lr(0)), self.betas
+        return FusedAdam(
+            variant, list(parameters), lr, (beta1, beta2), self.eps, self.weight_decay
+        )
 
 
 @frozen
@@ -85,8 +70,8 @@ class Adam(_AdamFamily):
         Kingma & Ba (2015), https://arxiv.org/abs/1412.6980.
     """
 
-    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
-        return self._build("adam", parameters, on_device)
+    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
+        return self._build("adam", parameters)
 
 
 @frozen
@@ -97,8 +82,8 @@ class AdamW(_AdamFamily):
         Loshchilov & Hutter (2019), https://arxiv.org/abs/1711.05101.
     """
 
-    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
-        return self._build("adamw", parameters, on_device)
+    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
+        return self._build("adamw", parameters)
 
 
 @frozen
@@ -109,8 +94,8 @@ class RAdam(_AdamFamily):
         Liu et al. (2020), https://arxiv.org/abs/1908.03265.
     """
 
-    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedAdam":
-        return self._build("radam", parameters, on_device)
+    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
+        return self._build("radam", parameters)
 
 
 @frozen
@@ -120,11 +105,10 @@ class SGD(OptimizerConfig):
     momentum: Decay
     weight_decay: NonNegative
 
-    def build(self, parameters: Iterable[nn.Parameter], on_device: bool = False) -> "FusedSGD":
-        parameters = list(parameters)
+    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedSGD":
         return FusedSGD(
             parameters,
-            lr=self._initial_lr(parameters, on_device),
+            lr=float(self.lr(0)),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             fused=True,
@@ -236,7 +220,7 @@ class FusedAdam:
         """
         saved = [state["state"].get(index, {}) for index in range(len(state["state"]))]
         if _shapes(saved) != _shapes(self._state):
-            raise ValueError("the state is that of an optimizer of other parameters")
+            raise ValueError("the state belongs to an optimizer of other parameters")
         for current, restored in zip(self._state, saved, strict=True):
             for name, tensor in current.items():
                 tensor.copy_(restored[name])

@@ -124,7 +124,7 @@ class Exponential(Schedule):
 
 @frozen
 class Geometric(_Ramp):
-    """From `start` to `end` by equal factors in `steps` steps, then constant; both positive."""
+    """A geometric series from `start` to `end` in `steps` steps, then constant; both positive."""
 
     start: Positive
     end: Positive

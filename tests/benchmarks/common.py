@@ -1,4 +1,4 @@
-"""What the benchmarks share: a process per measurement, its memory, and a line on the machine."""
+"""Shared by the benchmarks: new processes, their memory, and a description of the machine."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# No torch is imported here: on Linux, the peak memory of a process is at least that of its parent.
+# No torch is imported here: on Linux, a process inherits the peak memory of its parent.
 
 _EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

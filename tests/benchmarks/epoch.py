@@ -2,7 +2,7 @@
 
     python tests/benchmarks/epoch.py --root data
 
-The architecture and the settings are those of the ReinMax authors: 784-512-256-32 and mirrored,
+The architecture and the settings follow the ReinMax authors: 784-512-256-32 and mirrored,
 ReLU, 4 latents of 8 categories, Adam with learning rate 5e-4, grey pixels, 60,000 images,
 straight-through Gumbel.
 
@@ -11,7 +11,7 @@ straight-through Gumbel.
     lean    an indexed tensor, fused Adam, no `item()`, no logging; denormals are flushed
     gemms   every matrix product of a step, and nothing else
 
-Each measurement has a process of its own, whose first epoch is not counted. A round measures every
+Each measurement runs in a new process, whose first epoch is not counted. A round measures every
 contender once. The next round has the opposite order, so that a machine whose speed drifts treats
 all of them alike. A ratio is computed from the medians within a round; the table has its median
 over the rounds.
@@ -40,7 +40,7 @@ IMAGES = 60_000
 
 
 def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
-    """Measure from the moment when one epoch's metrics are logged to that of the next epoch.
+    """Measure the time between the moments when the metrics of two epochs are logged.
 
     Pictures are drawn in every tenth epoch and after the last one. With fewer than ten epochs,
     these times therefore contain none.
@@ -313,7 +313,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(
         f"\n{IMAGES:,} images per epoch; {arguments.rounds} rounds of {epochs} epochs "
         f"({epochs_of_usual} of the usual loop).\n"
-        "x GEMMs: the time divided by that of the matrix products alone, with the same batch\n"
+        "x GEMMs: the time divided by the time of the matrix products alone, with the same batch\n"
         "size and precision. Speed-up: the time of the usual loop divided by this time.\n"
         "Denormals are flushed except in the usual loop. Only this project evaluates, logs and\n"
         "saves a checkpoint every epoch."

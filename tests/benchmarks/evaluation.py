@@ -6,7 +6,7 @@
     log_likelihood        exact, over all 8**4 = 4,096 codes
 
 The models have the default architecture (784-512-256 and mirrored) and random weights, because
-neither number depends on the weights. Each measurement has a process of its own. The table has
+neither number depends on the weights. Each measurement runs in a new process. The table has
 the peak memory of the whole process, and the memory before the measurement, which torch, the
 images and the model take.
 """

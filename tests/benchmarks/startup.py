@@ -7,7 +7,7 @@ the images exists, and all settings have their defaults, so evaluation, logging,
 final test bounds are on. The clock starts before the process and ends after the first training
 step. The imports of torch and of torch._dynamo, which torch's optimizers import when the first one
 is built, are timed where they happen. The table has warm starts. The first start, which fills the
-file cache and compiles byte-code, has a column of its own. On a busy machine, CPU time says more
+file cache and compiles byte-code, has a separate column. On a busy machine, CPU time says more
 than seconds.
 """
 

@@ -1,4 +1,4 @@
-"""What evaluate.py prints and writes for a short sweep over two estimators and three seeds."""
+"""The output and the files of evaluate.py for a sweep of two estimators and three seeds."""
 
 import json
 import shutil

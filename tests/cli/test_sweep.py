@@ -49,7 +49,7 @@ def train(script, tmp_path) -> RunTrain:
 
 
 def start_sweep(*words: str, cwd: Path, **options: object) -> subprocess.Popen[str]:
-    """Start `train.py -m` in a process group of its own, as a terminal does."""
+    """Start `train.py -m` in a new process group, as a terminal does."""
     process = start_script(
         "train.py",
         *("-m", "sweep=mine", *words),

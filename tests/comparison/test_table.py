@@ -360,7 +360,7 @@ def test_the_table_of_runs_has_the_numbers_of_each_run_that_counts():
 
 
 def test_differences_are_paired_by_seed():
-    """What all groups share at a seed cancels; a seed of one group alone does not count."""
+    """An effect that all groups share at a seed cancels. Seeds of a single group do not count."""
     baseline_runs = [run("a", seed=seed, elbo=-100.0 - 10 * seed) for seed in range(4)]
     better_runs = [run("b", seed=seed, elbo=-99.0 - 10 * seed) for seed in (1, 2, 3, 7)]
     comparison = compare_one_data_set(*baseline_runs, *better_runs)

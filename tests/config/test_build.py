@@ -1,4 +1,4 @@
-"""From a configuration to checked objects: every option of every group can be built."""
+"""Every option of every group can be built, and wrong configurations are refused."""
 
 import copy
 

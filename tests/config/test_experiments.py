@@ -256,4 +256,4 @@ def test_the_values_of_a_run_hold_the_settings_and_not_the_table(tmp_path):
         *("data.validation=0", "latents=24", "categories=4", "training.epochs=160"),
         *("optimizer=radam", "optimizer.lr=5e-4", "estimator.temperature=0.3"),
     )
-    assert holds_complete_run(tmp_path, CONFIG, by_hand.values)
+    assert holds_complete_run(tmp_path, CONFIG, by_hand.values, by_hand.total_steps)

@@ -1,4 +1,4 @@
-"""What may change when a run is resumed."""
+"""Which settings may change when a run is resumed, and which folders hold the same run."""
 
 from pathlib import Path
 
@@ -22,7 +22,8 @@ def run(tmp_path) -> Path:
 
 
 def holds(run: Path, *overrides: str) -> bool:
-    return holds_complete_run(run, CONFIG, build_run("data=mnist_5k", *overrides).values)
+    config = build_run("data=mnist_5k", *overrides)
+    return holds_complete_run(run, CONFIG, config.values, config.total_steps)
 
 
 def test_an_empty_folder_holds_no_run(tmp_path):
@@ -49,7 +50,8 @@ def test_a_run_with_another_value_is_refused_with_its_key(run, override):
 def test_a_run_and_replicas_do_not_share_a_folder(run):
     experiment = build_experiment(compose_config("data=mnist_5k", "seeds=2"))
     with pytest.raises(UserError, match="its config.yaml describes a single run"):
-        holds_complete_run(run, REPLICAS, experiment.shared_values)
+        steps = experiment.runs[0].total_steps
+        holds_complete_run(run, REPLICAS, experiment.shared_values, steps)
 
 
 def test_a_resumed_run_that_becomes_longer_keeps_its_schedules(tmp_path):

@@ -115,7 +115,7 @@ class Server:
     """Serves the files of a folder at `url` until `stop`; a context manager."""
 
     def __init__(self, folder: Path, **attributes: object) -> None:
-        """Start the server; `attributes` replace those of Handler."""
+        """Start the server; `attributes` replace attributes of Handler."""
         handler = type("Handler", (Handler,), attributes)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder))
         self.url = f"http://127.0.0.1:{self._server.server_port}/"

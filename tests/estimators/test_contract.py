@@ -114,9 +114,9 @@ RELAXED = ["gumbel_softmax", "rebar", "relax", "softmax"]
 """Estimators that evaluate f inside the simplex. Every other one must use one-hot codes alone."""
 
 NO_SAMPLE = ["straight_through_argmax"]
-"""Estimators whose one-hot code is no sample of q.
+"""Estimators whose one-hot code is not a sample of q.
 
-Their value is no estimate of E[f(z)], and their gradient need not sum to zero over the categories.
+Their value does not estimate E[f(z)], and their gradient need not sum to zero over the categories.
 """
 
 HARD = [name for name in NAMES if name not in RELAXED]

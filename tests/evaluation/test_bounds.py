@@ -81,7 +81,7 @@ class Enumeration:
         return variance.mean().div(g.shape[1]).sqrt().item()
 
     def bound_error(self, samples: int) -> float:
-        """Return that of the importance-weighted bound, to first order in 1 / samples."""
+        """Return the standard error of the importance-weighted bound, to first order."""
         relative = (self.q * (2 * (self.log_weight - self.log_p)).exp()).sum(0) - 1
         return relative.mean().div(samples * relative.shape[0]).sqrt().item()
 

@@ -88,19 +88,15 @@ class StepOnDevice:
         capture: bool,
         clip: float | None = None,
     ) -> None:
-        self._step = CapturedStep(optimize, objectives, optimizers, batches, clip)
+        self.replicas = StackedObjectives(objectives, optimizers, clip)
+        self._step = CapturedStep(optimize, self.replicas, batches)
         self._capture = capture
-        self._expected_call: tuple[int, int] | None = None
-        self.replicas = self._step.replicas
 
     def __call__(self, batch: int, step: int) -> None:
         if self._capture:
             assert self._step(batch, step) == []
             return
-        if self._expected_call != (batch, step):
-            self._step._batch_index.fill_(batch)
-            self._step._step.fill_(step)
-        self._expected_call = batch + 1, step + 1
+        self._step.set_counters(batch, step)
         self._step.run_from_counters()
 
 
@@ -213,7 +209,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("device, capture", EXECUTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_no_schedule_synchronises(name, device, capture):
-    """Each replica has a schedule of its own. The device finds out which one."""
+    """Replicas differ in their schedules. The device chooses the schedule of each replica."""
     overrides = [f"estimator/temperature={name}"]
     if name == "step":
         overrides += ["estimator.temperature.boundaries=[4]"]

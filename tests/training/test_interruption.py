@@ -51,10 +51,9 @@ def test_a_run_that_is_interrupted_at_any_step_ends_as_an_undisturbed_run(tmp_pa
 def test_an_interrupted_run_saves_no_step_after_a_nan(tmp_path, monkeypatch):
     """On a device that is not synchronised, the nan is not noticed before the signal comes."""
 
-    def unchecked_step(*arguments: object) -> EagerStep:
-        *others, finite_check = arguments
+    def unchecked_step(*arguments: object, finite_check: str) -> EagerStep:
         assert finite_check == "loss"
-        return EagerStep(*others, finite_check=None)
+        return EagerStep(*arguments)
 
     monkeypatch.setattr("vae.training.loop.EagerStep", unchecked_step)
     with pytest.raises(Interrupted):

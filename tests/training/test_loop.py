@@ -85,7 +85,7 @@ def test_clipping_bounds_the_length_of_the_update(tmp_path):
     """A gradient step with learning rate 1 is exactly as long as its clipped gradient."""
 
     class GradientDescent(Adam):
-        def build(self, parameters, on_device=False):
+        def build(self, parameters):
             return torch.optim.SGD(parameters, lr=1.0)
 
     objective = pattern_objective()

@@ -132,7 +132,7 @@ def test_training_ends_if_all_replicas_have_diverged(tmp_path):
 
 @pytest.mark.parametrize("nan_at", [{}, {1: 20}])
 def test_a_replica_without_patience_keeps_its_result_while_the_others_continue(tmp_path, nan_at):
-    """Even if its loss, which is still computed with that of the others, becomes nan later."""
+    """Its loss is still computed together with the other losses, and becomes nan later."""
     runs = train_replicas(
         three_replicas(tmp_path, nan_at, rates={1: 0.0}), pattern_data(), epochs=9, patience=2
     )

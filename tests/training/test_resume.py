@@ -1,4 +1,4 @@
-"""From which checkpoints runs resume, and what they read for it."""
+"""The checkpoints that runs resume from, and the files that resuming reads."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def save_steps(run: Path, *saved: Saved, replicas: int = 2) -> Path:
         content = {
             "step": int(step),
             "epoch": int(step) // STEPS_PER_EPOCH,
-            "together": [run.name] if alone else [str(index) for index in range(replicas)],
-            "left": dict.fromkeys(stopped),
+            "members": [run.name] if alone else [str(index) for index in range(replicas)],
+            "stopped": dict.fromkeys(stopped),
         }
         checkpoint.save(run, "last", content)
     return run

@@ -74,15 +74,17 @@ def take_steps(
     batches: Batches,
     noise: RepeatedNoise,
     steps: int = 3,
-    **settings: object,
+    clip: float | None = None,
+    precision: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, list[float], list[dict[str, torch.Tensor]]]:
     """Take some steps; return each replica's sums of losses, gradient norm and state."""
-    step = EagerStep(optimize, objectives, optimizers, batches, **settings)
+    replicas = StackedObjectives(objectives, optimizers, clip, precision)
+    step = EagerStep(optimize, replicas, batches)
     for number in range(steps):
         noise.restart()
         assert step(number, number) == []
-    norms = [step.replicas.gradient_norm(index) for index in range(len(objectives))]
-    return step.replicas.sums, norms, [state(objective) for objective in objectives]
+    norms = [replicas.gradient_norm(index) for index in range(len(objectives))]
+    return replicas.sums, norms, [state(objective) for objective in objectives]
 
 
 def assert_replicas_equal_runs_alone(
@@ -139,7 +141,7 @@ def test_each_replica_has_a_temperature_and_a_beta_of_its_own(noise):
 
 
 def test_the_gradient_of_each_replica_is_clipped_by_its_own_norm(noise):
-    """Replica 0 has a gradient that is a thousand times as long as that of the others."""
+    """The gradient of replica 0 is a thousand times as long as the gradients of the others."""
 
     def make(seed: int) -> TrainingObjective:
         beta = 1000.0 if seed == 0 else 1.0
@@ -197,11 +199,12 @@ def test_a_replica_with_a_nan_does_not_change_the_others(noise):
         if poisoned:
             objectives[1].model.encoder[0].weight.data.fill_(math.nan)
         batches = noise_batches(data, range(REPLICAS))
-        step = EagerStep(optimize, objectives, [adam()] * REPLICAS, batches, finite_check="loss")
+        replicas = StackedObjectives(objectives, [adam()] * REPLICAS)
+        step = EagerStep(optimize, replicas, batches, finite_check="loss")
         for number in range(3):
             noise.restart()
             assert step(number, number) == ([1] if poisoned else [])
-        return step.replicas.sums
+        return replicas.sums
 
     with_nan, without_nan = sums(True), sums(False)
     assert torch.equal(with_nan[[0, 2]], without_nan[[0, 2]])
@@ -276,7 +279,7 @@ def test_a_step_that_reads_its_counters_from_the_device_equals_an_eager_step(
     moments = {"momentum": 0.9, "weight_decay": 0.01} if optimizer is SGD else MOMENTS
     data = noise_data()
 
-    def build(step_type: type[EagerStep] | type[CapturedStep]) -> EagerStep | CapturedStep:
+    def build() -> tuple[StackedObjectives, Batches]:
         objectives = [
             NegativeELBO(noise_model(seed), StraightThroughGumbel(temperature=temperature))
             for seed in range(replicas)
@@ -284,19 +287,20 @@ def test_a_step_that_reads_its_counters_from_the_device_equals_an_eager_step(
         objectives = [objective.double() for objective in objectives]
         optimizers = [optimizer(lr=lr, **moments)] * replicas
         batches = noise_batches(data, range(replicas))
-        return step_type(optimize, objectives, optimizers, batches, clip=1.0)
+        return StackedObjectives(objectives, optimizers, clip=1.0), batches
 
-    eager, captured = build(EagerStep), build(CapturedStep)
-    captured._batch_index.fill_(2)
-    captured._step.fill_(1)
+    (eager_replicas, eager_batches), (replicas_on_device, batches) = build(), build()
+    eager = EagerStep(optimize, eager_replicas, eager_batches)
+    captured = CapturedStep(optimize, replicas_on_device, batches)
     for batch, step in ((2, 1), (3, 2), (4, 3)):
         noise.restart()
         assert eager(batch, step) == []
         noise.restart()
+        captured.set_counters(batch, step)
         captured.run_from_counters()
-    assert_close(eager.replicas.sums, captured.replicas.sums, rtol=1e-6, atol=1e-6)
+    assert_close(eager_replicas.sums, replicas_on_device.sums, rtol=1e-6, atol=1e-6)
     for objective, expected in zip(
-        captured.replicas.objectives, eager.replicas.objectives, strict=True
+        replicas_on_device.objectives, eager_replicas.objectives, strict=True
     ):
         tensors, expected_tensors = state(objective), state(expected)
         for name, tensor in tensors.items():

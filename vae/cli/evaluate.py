@@ -11,18 +11,21 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vae.runs.folder import find_runs
 from vae.utils.errors import UserError
 from vae.utils.runtime import configure_process
-from vae.utils.stdout import OutputClosed, print_or_raise
+from vae.utils.stdout import OutputClosed, print_error, print_or_raise
 
 if TYPE_CHECKING:
     from vae.comparison.table import Comparison
 
 # Everything that imports torch or pandas is imported in functions, so that --help is fast.
+
+_complain = partial(print_error, "evaluate.py")
 
 
 def main() -> int:
@@ -150,18 +153,18 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
 def _find_baselines(
     comparisons: "dict[str, Comparison]", description: str | None
 ) -> dict[str, str]:
-    """Return the label of the baseline in each data set that has it, by title.
+    """Return the label of the baseline group by title, for each data set that has such a group.
 
     Raises:
-        UserError: No data set has it.
+        UserError: No data set has such a group.
     """
     from vae.comparison.table import find_group
 
+    if description is None:
+        return {}
     baselines: dict[str, str] = {}
     errors = []
     for title, comparison in comparisons.items():
-        if description is None:
-            break
         try:
             baselines[title] = find_group(comparison, description)
         except UserError as error:
@@ -238,7 +241,3 @@ def _find_runs(paths: list[Path]) -> list[Path]:
             _complain(f"{path} contains no run folder")
         found |= {folder.resolve(): folder for folder in folders}
     return list(found.values())
-
-
-def _complain(message: object) -> None:
-    print(f"evaluate.py: {message}", file=sys.stderr)

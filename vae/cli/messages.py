@@ -6,7 +6,6 @@ test covers each of them. It imports no torch, so that errors appear fast.
 """
 
 import re
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,11 +26,6 @@ class Failure(NamedTuple):
 
     status: int
     message: str
-
-
-def print_error(program: str, message: object) -> None:
-    """Print an error message to stderr as one line that begins with the name of the program."""
-    print(f"{program}: {message}", file=sys.stderr)
 
 
 def describe_hydra_error(error: Exception, arguments: Sequence[str]) -> Failure | None:

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae.cli.messages import Failure, describe_hydra_error, print_error
+from vae.cli.messages import Failure, describe_hydra_error
 from vae.cli.sweep import (
     JobFailure,
     SweepFailures,
@@ -34,6 +34,7 @@ from vae.runs.folder import remove_if_empty
 from vae.runs.status import score
 from vae.utils.errors import Diverged, UserError
 from vae.utils.signals import Interrupted, signals_as_exceptions
+from vae.utils.stdout import OutputClosed, print_error
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,6 @@ def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: boo
     from vae.config.build import build_experiment
     from vae.config.resume import resumed_config
     from vae.experiment import NothingToDo, run_experiment
-    from vae.utils.stdout import OutputClosed
 
     threading.excepthook = _ignore_writer_errors
     logging.raiseExceptions = False  # training continues if the log cannot be printed

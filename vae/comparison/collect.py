@@ -24,7 +24,7 @@ from vae.utils.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 Numbers = dict[str, float | None]
-"""What is measured of one model, by name; None if a number cannot be computed."""
+"""The measured numbers of one model, by name; None if a number cannot be computed."""
 
 _FORMAT = 2  # of evaluation.json; to be raised whenever something else is measured
 _PARTS = ("run", "setting", "measured", "made_with")

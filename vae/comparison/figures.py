@@ -1,13 +1,12 @@
 """Figures of finished runs. An estimator has the same colour, marker and line in all of them.
 
-The colours are those of Okabe & Ito (2008) except yellow, which is too light on white. They can be
+The colours are from Okabe & Ito (2008) without yellow, which is too light on white. They can be
 told apart with every kind of colour vision. Save figures with `bbox_inches="tight"`: legends and
 long labels are outside of the canvas.
 """
 
 import textwrap
 import zlib
-from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ _NO_NOISE, _WORST_BIAS = 0.02, 2.0  # relative; beyond them, an estimator is nam
 
 
 class Style(NamedTuple):
-    """How something is drawn: the arguments of matplotlib."""
+    """The arguments of matplotlib that draw an estimator."""
 
     color: str
     marker: str
@@ -65,18 +64,19 @@ def _option_order() -> dict[str, int]:
 
 def styles(comparison: Comparison) -> dict[str, Style]:
     """Return the style of each group by its label; groups of one estimator share its colour."""
-    turns: Counter[str] = Counter()
-    drawn = {}
-    for label, method in comparison.methods.sort_index().items():
-        drawn[str(label)] = style(method, turns[method])
-        turns[method] += 1
-    return drawn
+    methods = comparison.methods.sort_index()
+    return dict(zip(methods.index, _styles_in_turn(methods), strict=True))
+
+
+def _styles_in_turn(methods: pd.Series) -> list[Style]:
+    """Return the style of each entry; repeated methods get their next marker and line."""
+    return [*map(style, methods, methods.groupby(methods).cumcount())]
 
 
 def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) -> Figure:
     """Draw the ELBO during training: the mean over seeds, in a band from worst to best seed.
 
-    The ELBO is that of held-out images if every run has some, else that of training images. Steps
+    The ELBO is of held-out images if every run has some, and of training images otherwise. Steps
     that a seed lacks are left out.
 
     Args:
@@ -89,7 +89,9 @@ def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) ->
     name = "elbo/valid" if held_out else "elbo/train"
     figure, (axes,) = _figure()
     final = []
-    for label, look in _groups(comparison):
+    looks = styles(comparison)
+    for label in comparison.labels():
+        look = looks[label]
         folders = comparison.runs_of(label)["run", "folder"]
         seeds = [metrics[run].set_index("step")[name] for run in folders if run in metrics]
         curves = pd.concat(seeds, axis="columns").dropna() if seeds else pd.DataFrame()
@@ -111,7 +113,9 @@ def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) ->
 def rate_distortion(comparison: Comparison) -> Figure:
     """Draw every run by its rate and distortion; along each grey line, the ELBO is constant."""
     figure, (axes,) = _figure()
-    for label, look in _groups(comparison):
+    looks = styles(comparison)
+    for label in comparison.labels():
+        look = looks[label]
         runs = comparison.runs_of(label)
         axes.plot(
             numbers(runs, "rate"),
@@ -134,23 +138,21 @@ def rate_distortion(comparison: Comparison) -> Figure:
 
 def final_bounds(comparison: Comparison) -> Figure:
     """Draw the test ELBO of every seed and the mean of each group, the best group on top."""
-    values = {
-        label: numbers(comparison.runs_of(label), "elbo") for label, _ in _groups(comparison)
-    }
-    means = pd.Series({label: values[label].mean() for label in values})
-    means = means.sort_values(ascending=False, kind="stable")
+    elbo = numbers(comparison.runs, "elbo")
+    by_group = elbo.groupby(comparison.runs["run", "group"].to_numpy(), sort=False)
+    means = by_group.mean().sort_values(ascending=False, kind="stable")
     figure, (axes,) = _figure(height=0.7 + 0.3 * len(means))
-    low, high = _window(numbers(comparison.runs, "elbo"), means)
+    low, high = _window(elbo, means)
     looks = styles(comparison)
-    for row, (label, mean) in enumerate(zip(means.index, means, strict=True)):
-        color, elbos = looks[label].color, values[label]
-        visible = elbos[elbos >= low]
+    for row, label in enumerate(means.index):
+        color, mean, values = looks[label].color, means[label], by_group.get_group(label)
+        visible = values[values >= low]
         rows = [row] * len(visible)
         axes.plot(visible, rows, looks[label].marker, color=color, alpha=0.6, linestyle="none")
         if mean >= low:
             axes.plot([mean, mean], [row - 0.3, row + 0.3], color=color, linewidth=2)
-        if len(visible) < len(elbos):
-            text = f"◂ {elbos.min():.1f}"
+        if len(visible) < len(values):
+            text = f"◂ {values.min():.1f}"
             axes.annotate(text, (low, row), color=color, va="center", fontsize="small")
     axes.set_yticks(range(len(means)), list(means.index))
     axes.set(xlabel="test ELBO, nats", xlim=(low, high), ylim=(len(means) - 0.5, -0.5))
@@ -161,7 +163,7 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     """Draw one point per estimator: relative deviation to the right, relative bias upwards.
 
     The bar is one standard error of the bias. Estimators without noise, and those whose bias is
-    far above that of a zero gradient, are named below the figure instead.
+    far above the bias of a zero gradient, are named below the figure instead.
 
     Args:
         measured: A table with the columns estimator, bias, bias_error and deviation.
@@ -169,11 +171,10 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     """
     figure, (axes,) = _figure()
     is_drawn = (measured["deviation"] > _NO_NOISE) & (measured["bias"] < _WORST_BIAS)
-    turns: Counter[str] = Counter()
-    for row in measured[is_drawn].to_dict("records"):
-        option = row["estimator"].partition(":")[0]  # reinmax:temperature=1 has reinmax's colour
-        look = style(option, turns[option])
-        turns[option] += 1
+    drawn, others = (measured[chosen].to_dict("records") for chosen in (is_drawn, ~is_drawn))
+    # The option's colour, also at other settings: reinmax:temperature=1.
+    options = measured[is_drawn]["estimator"].str.partition(":")[0]
+    for row, look in zip(drawn, _styles_in_turn(options), strict=True):
         axes.errorbar(
             row["deviation"],
             row["bias"],
@@ -189,7 +190,6 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.axhline(0, color="0.8", zorder=0)
-    others = measured[~is_drawn].to_dict("records")
     names = ", ".join(f"{row['estimator']} {row['bias']:.2f}" for row in others)
     not_shown = f"\nNot shown, relative bias: {names}" if others else ""
     axes.set_xlabel("relative standard deviation of one draw" + not_shown)
@@ -208,12 +208,12 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
         curves: The estimator of each run and its metrics, by the folder of the run. The folder
             names the line if there are several runs of one estimator.
     """
-    runs = Counter(estimator for estimator, _ in curves.values())
     figure, axes = _figure(panels=3)
-    turns: Counter[str] = Counter()
-    for folder, (estimator, metrics) in curves.items():
-        look = style(estimator, turns[estimator])
-        turns[estimator] += 1
+    methods = pd.Series([estimator for estimator, _ in curves.values()])
+    is_alone = ~methods.duplicated(keep=False)
+    looks = _styles_in_turn(methods)
+    lines = zip(curves.items(), is_alone, looks, strict=True)
+    for (folder, (estimator, metrics)), alone, look in lines:
         for axis, name in zip(axes, ("bias", "variance", "cosine"), strict=True):
             points = metrics.dropna(subset=[f"gradient/{name}"])
             axis.plot(
@@ -221,7 +221,7 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
                 points[f"gradient/{name}"],
                 color=look.color,
                 linestyle=look.linestyle,
-                label=estimator if runs[estimator] == 1 else folder.name,
+                label=estimator if alone else folder.name,
             )
             if name == "bias" and "gradient/bias_error" in points:
                 bias, error = points["gradient/bias"], points["gradient/bias_error"]
@@ -232,12 +232,6 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
     axes[1].set_yscale("log")
     _add_legend(axes[-1])
     return figure
-
-
-def _groups(comparison: Comparison) -> list[tuple[str, Style]]:
-    """Return label and style of each group that has a run, the best group first."""
-    looks = styles(comparison)
-    return [(label, looks[label]) for label in comparison.runs["run", "group"].unique()]
 
 
 def _window(values: pd.Series, final: pd.Series) -> tuple[float, float]:

@@ -29,7 +29,7 @@ _ORIGINALS = 16  # above their reconstructions
 
 
 class Section(NamedTuple):
-    """What the page shows of one data set.
+    """The part of the page that shows one data set.
 
     Attributes:
         title: The title of the data set.
@@ -138,7 +138,7 @@ def _pictures(
 ) -> dict[str, tuple[str, str]]:
     """Return reconstructions and samples of the best seed of each group, as data URLs."""
     drawn = {}
-    for label in comparison.runs["run", "group"].unique():
+    for label in comparison.labels():
         runs = comparison.runs_of(label)
         best = numbers(runs, selection.rank_by).fillna(-math.inf).argmax()
         run = SavedRun(runs["run", "folder"].iloc[best])

@@ -27,8 +27,13 @@ ENOUGH_SEEDS = 3
 """The fewest seeds that an interval is given for. Groups with fewer seeds are flagged."""
 
 _IGNORED_KEYS = (
-    *("seed", "device", "training.capture", "data.root", "data.mirror"),
-    *("importance_samples", "tracking"),
+    "seed",
+    "device",
+    "training.capture",
+    "data.root",
+    "data.mirror",
+    "importance_samples",
+    "tracking",
 )
 """Keys that do not change what a run learns, and therefore do not separate groups."""
 
@@ -72,6 +77,10 @@ class Comparison:
         """Return the runs of one group."""
         return self.runs[self.runs["run", "group"] == label]
 
+    def labels(self) -> list[str]:
+        """Return the labels of the groups that have a run."""
+        return list(self.runs["run", "group"].unique())
+
 
 def data_title(data: DataSet, importance_samples: int) -> str:
     """Return what the numbers of a table are measured on, and whether they bound a likelihood."""
@@ -114,12 +123,9 @@ def compare(
 
 def _select_models(table: pd.DataFrame, model: Which | None) -> pd.DataFrame:
     """Return one row per run: of the selected model, or of any other if the run lacks it."""
-    folder = ("run", "folder")
-    if model is None:
-        return table.drop_duplicates([folder])  # the best model comes before the last one
-    selected = table[table["run", "model"] == model]
-    without = table[~table[folder].isin(selected[folder])].drop_duplicates([folder])
-    return pd.concat([selected, without]).sort_index()
+    # Without a model, the order stays: the best model of a run comes before its last one.
+    selected_first = (table["run", "model"] != model).sort_values(kind="stable").index
+    return table.loc[selected_first].drop_duplicates([("run", "folder")]).sort_index()
 
 
 def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
@@ -129,12 +135,8 @@ def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
     settings = settings[first_run.sort_values(kind="stable").index]
     keys = differing(settings[[key for key in settings if not _is_ignored(str(key))]])
     runs = runs.copy()
-    runs["run", "group"] = [
-        _label(chosen, method)
-        for chosen, method in zip(
-            settings[keys].to_dict("records"), runs["run", "method"], strict=True
-        )
-    ]
+    shown = settings[keys].to_dict("records")
+    runs["run", "group"] = [*map(_label, shown, runs["run", "method"])]
     reasons = _exclusion_reasons(runs, selection.model)
     counted = runs[reasons.isna()]
     counted = counted.loc[counted["run", "seed"].sort_values(kind="stable").index]

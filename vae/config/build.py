@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from vae import estimators
 from vae import objective as objectives
-from vae.config.describe import describe_settings
+from vae.config.describe import Setting, describe_settings
 from vae.config.instantiate import build, describe_error
 from vae.config.load import foreign_targets
 from vae.config.replicas import expand_replicas
@@ -84,7 +84,7 @@ class RunConfig:
             self.source.train_size
         )
 
-    def describe(self) -> dict[str, bool | str | float | int]:
+    def describe(self) -> dict[str, Setting]:
         """Return all settings on one level, by dotted keys."""
         return describe_settings(self.values, self.total_steps)
 

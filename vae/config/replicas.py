@@ -9,8 +9,12 @@ from vae.utils.errors import UserError
 
 _GROUPS = ("optimizer", "objective", "estimator")
 _KEYS = (
-    *("lr", "beta", "temperature", "prior_temperature"),
-    *("forward_temperature", "backward_temperature"),
+    "lr",
+    "beta",
+    "temperature",
+    "prior_temperature",
+    "forward_temperature",
+    "backward_temperature",
 )
 
 

@@ -44,7 +44,7 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
     return config
 
 
-def holds_complete_run(folder: Path, name: str, values: dict[str, Any]) -> bool:
+def holds_complete_run(folder: Path, name: str, values: dict[str, Any], steps: int) -> bool:
     """Check that a folder holds no other run; return whether it holds this run at full length.
 
     A folder that is empty, or that holds a shorter part of the run, gives False.
@@ -53,18 +53,19 @@ def holds_complete_run(folder: Path, name: str, values: dict[str, Any]) -> bool:
         folder: A folder, which may be empty.
         name: CONFIG for a run, REPLICAS for the configuration of several replicas.
         values: The configuration.
+        steps: The number of steps of the run.
 
     Raises:
         UserError: The folder holds another run, or a longer one.
     """
     other_name = {CONFIG: REPLICAS, REPLICAS: CONFIG}[name]
     if (folder / other_name).exists():
-        one = {CONFIG: "replicas", REPLICAS: "a single run"}[name]
-        raise UserError(f"{folder} holds another run: its {other_name} describes {one}")
+        content = {CONFIG: "replicas", REPLICAS: "a single run"}[name]
+        raise UserError(f"{folder} holds another run: its {other_name} describes {content}")
     if not (folder / name).exists():
         return False
     saved_values = read_config(folder, name)
-    additional_steps = total_steps(values) - total_steps(saved_values)
+    additional_steps = steps - total_steps(saved_values)
     saved, asked = flatten(saved_values), flatten(values)
     for key in dict.fromkeys([*saved, *asked]):
         old, new = saved.get(key), asked.get(key)

@@ -1,4 +1,4 @@
-"""What a data set is, and what every source of images provides."""
+"""The interface of a source of images, and the data set that a source loads."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -37,7 +37,7 @@ class DataSet(NamedTuple):
 
 
 class Source(ABC):
-    """Where images come from, how they are binarised, and how many are held out of training.
+    """A source of images, which also decides on their binarisation and on the validation split.
 
     Attributes:
         binarize: `none` keeps grey pixels, for which the Bernoulli term is not a likelihood.

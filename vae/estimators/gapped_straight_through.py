@@ -13,9 +13,9 @@ from vae.utils.validation import Count, Positive, validated
 class GappedStraightThrough(Surrogate):
     """Draw z, move the logits until z wins by a gap, and use the gradient of their softmax.
 
-    Gradient in the logits: that of softmax((logits + m) / tau) at constant m. The change m raises
-    the sampled logit to the largest one, and lowers every other logit to `gap` below the largest
-    if it is higher than that. There is no noise beside that of z.
+    Gradient in the logits: the gradient of softmax((logits + m) / tau) at constant m. The change m
+    raises the sampled logit to the largest one, and lowers every other logit to `gap` below the
+    largest if it is higher than that. No noise is drawn besides z.
 
     Bias: yes.
     Value: an unbiased estimate of L.

@@ -28,8 +28,8 @@ class GumbelRao(RaoBlackwellized):
     Gradient in the logits: E[J(softmax((logits + G) / tau)) | argmax(logits + G) = z] g / tau,
     with the mean over `inner_samples` draws of G.
 
-    Bias: that of straight-through Gumbel, with never more variance. With one inner sample it is
-        straight-through Gumbel; as tau falls to 0 it tends to ReinMax at tau = 1.
+    Bias: the same as straight-through Gumbel, and the variance is never larger. With one inner
+        sample it is straight-through Gumbel; as tau falls to 0 it tends to ReinMax at tau = 1.
     Value: an unbiased estimate of L.
     Cost: one evaluation of f per sample, and K products per category for each inner sample.
     Reference: Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838.

@@ -51,7 +51,7 @@ class ReinforceMovingAverage(Estimator):
     Cost: one evaluation of f; the average is a buffer.
     Reference: Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030. They also divide by a moving
         standard deviation if it is above 1. That is left out, because it would change the weight
-        of this gradient against that of the KL.
+        of this gradient against the gradient of the KL.
 
     Args:
         decay: Weight of the past in the average, for each step in training mode.

@@ -24,9 +24,10 @@ class ControlVariate(Estimator):
     which is unbiased for every f and every differentiable c.
 
     The parameters of c are fitted by minimising the squared gradient estimate. Because the
-    estimate is unbiased, the expected gradient of its square is that of its variance. The fit
-    changes the parameters of c alone, and the decoder gets no gradient through c. The gradient of
-    the fit is scaled for the mean of the returned values over the batch, which training minimises.
+    estimate is unbiased, the expected gradient of its square equals the gradient of its variance.
+    The fit changes the parameters of c alone, and the decoder gets no gradient through c. The
+    gradient of the fit is scaled for the mean of the returned values over the batch, which
+    training minimises.
 
     References:
         Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123.
@@ -94,7 +95,7 @@ class RelaxedObjectiveAndNetwork(RelaxedObjective):
 class Rebar(ControlVariate):
     """Use f itself at a relaxed sample as the control variate of the score function.
 
-    Gradient in the logits: that of `ControlVariate` with c(z) = eta f(softmax(z / lambda)).
+    Gradient in the logits: as in `ControlVariate`, with c(z) = eta f(softmax(z / lambda)).
 
     Bias: none for every f that is differentiable inside the simplex.
     Value: an unbiased estimate of L.
@@ -115,7 +116,7 @@ class Rebar(ControlVariate):
 class Relax(ControlVariate):
     """Use REBAR's control variate plus a network of the perturbed log-probabilities.
 
-    Gradient in the logits: that of `ControlVariate` with
+    Gradient in the logits: as in `ControlVariate`, with
     c(z) = eta f(softmax(z / lambda)) + network(z).
 
     Bias: none for every f that is differentiable inside the simplex.

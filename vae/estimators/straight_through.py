@@ -7,7 +7,7 @@ from vae.schedules import Value
 
 
 class StraightThrough(Surrogate):
-    """Draw z from q, and use the gradient of softmax(logits / tau) for that of z.
+    """Draw z from q, and use the gradient of softmax(logits / tau) as the gradient of z.
 
     Gradient in the logits: J(p_tau) g / tau with p_tau = softmax(logits / tau).
 

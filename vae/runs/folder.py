@@ -26,13 +26,13 @@ SUMMARY = "summary.json"
 """The test bounds of a finished run, and how long it took."""
 
 STATUS = "status.json"
-"""Whether the run is running, finished, interrupted, diverged or failed."""
+"""The status of the run: running, finished, interrupted, diverged or failed."""
 
 ENVIRONMENT = "environment.json"
 """The versions, the revision and the device that the run was made with."""
 
 EVALUATION = "evaluation.json"
-"""What `evaluate.py` measured, cached."""
+"""The cache of `evaluate.py`."""
 
 _LOCK = ".lock"
 

@@ -51,7 +51,7 @@ _BANDS = ("elbo", "rate", "distortion")
 
 @frozen
 class LoggingConfig:
-    """What is logged besides the numbers of every epoch.
+    """The settings of everything that is logged besides the numbers of every epoch.
 
     Attributes:
         pictures_every: Epochs between pictures; 0 for no pictures.
@@ -128,7 +128,7 @@ class Logger(AbstractContextManager["Logger"]):
         """Log the final numbers, and the run's row in the HParams tab.
 
         The row is written through this writer, because `SummaryWriter.add_hparams` would create a
-        second run in a folder of its own.
+        second run in another folder.
         """
         for summary in hparams(dict(hyperparameters), dict(values)):
             self._writer._get_file_writer().add_summary(summary)

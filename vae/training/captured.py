@@ -3,13 +3,9 @@
 It is experimental: it has not run on a GPU yet.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from vae.data import Batches
-from vae.objective import TrainingObjective
-from vae.optimizers import OptimizerConfig
 from vae.training.stacked import StackedObjectives
 from vae.training.step import Optimize
 from vae.utils.errors import UserError
@@ -25,28 +21,14 @@ class CapturedStep:
     from the choice of the images to the sums, is recorded once. A step can neither be checked for
     finite values nor be skipped, because that would wait for the device.
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
-
-    Attributes:
-        replicas: The replicas that are trained.
     """
 
-    def __init__(
-        self,
-        optimize: Optimize,
-        objectives: Sequence[TrainingObjective],
-        optimizers: Sequence[OptimizerConfig],
-        batches: Batches,
-        clip: float | None = None,
-        precision: torch.dtype | None = None,
-    ) -> None:
-        """Stack the objectives and build their optimizers, with learning rates on the device."""
-        self.replicas = StackedObjectives(
-            objectives, optimizers, clip, precision, rates_on_device=True
-        )
-        self._optimize, self._batches = optimize, batches
-        device = next(objectives[0].parameters()).device
+    def __init__(self, optimize: Optimize, replicas: StackedObjectives, batches: Batches) -> None:
+        """Take what a step does, what it trains, and on which batches; see EagerStep."""
+        self._optimize, self._replicas, self._batches = optimize, replicas, batches
+        replicas.move_learning_rates_to_device()
+        device = replicas.sums.device
         self._batch_index, self._step = torch.zeros(2, dtype=torch.long, device=device)
-        self._device_counters: tuple[int, int] | None = None  # the values of the two tensors
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_up_steps = 0
 
@@ -56,10 +38,7 @@ class CapturedStep:
         Raises:
             UserError: The step cannot be recorded.
         """
-        if self._device_counters != (batch_index, step):
-            self._batch_index.fill_(batch_index)
-            self._step.fill_(step)
-        self._device_counters = batch_index + 1, step + 1
+        self.set_counters(batch_index, step)
         if self._warm_up_steps < _WARM_UP_STEPS:
             self._warm_up_steps += 1
             side_stream, stream = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -73,11 +52,14 @@ class CapturedStep:
             self._graph.replay()
         return []
 
+    def set_counters(self, batch_index: int, step: int) -> None:
+        """Write the counters on the device. Nothing waits for that."""
+        self._batch_index.fill_(batch_index)
+        self._step.fill_(step)
+
     def run_from_counters(self) -> None:
-        """Run the step at the counters on the device, and advance the counters."""
-        self._optimize(self.replicas, self._batches, self._batch_index, self._step)
-        self._batch_index += 1
-        self._step += 1
+        """Run the operations of the step at the counters on the device."""
+        self._optimize(self._replicas, self._batches, self._batch_index, self._step)
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

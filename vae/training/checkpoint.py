@@ -26,7 +26,7 @@ WHICH: tuple[Which, ...] = get_args(Which)
 Checkpoint = dict[str, Any]
 """The content of a checkpoint file, with its `digest` and its `file`."""
 
-_FORMAT = 2
+_FORMAT = 3
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 

@@ -1,4 +1,4 @@
-"""How long a run trains, and how it takes its steps."""
+"""The settings of training: its length, its batches and its steps."""
 
 from typing import Literal
 

@@ -22,11 +22,11 @@ from vae.utils.errors import Diverged
 log = logging.getLogger(__name__)
 
 EpochMetrics = dict[Replica, dict[str, float]]
-"""What is logged of an epoch, for each replica that has not diverged."""
+"""The values to log for an epoch, for each replica that has not diverged."""
 
 
 class ReplicaGroup:
-    """All replicas of a run, and how far their training has come.
+    """All replicas of a run, and the counters of their training.
 
     Attributes:
         progress: The counters that all replicas share.
@@ -90,7 +90,7 @@ class ReplicaGroup:
         return self.progress.step - self.progress.first_step >= self._steps_of_epoch()
 
     def record_skipped(self, skipped: Collection[int]) -> None:
-        """Record the step as skipped for the active replicas among those with these numbers."""
+        """Record the step as skipped for the active replicas with these indices."""
         if not skipped:
             return  # active() takes time in every step
         for member in self.active():
@@ -198,8 +198,8 @@ class ReplicaGroup:
         """Return the names of all replicas, and why each stopped one has diverged, if it has."""
         stopped = [member for member in self.members if member not in active]
         return {
-            "together": [member.run.folder.name for member in self.members],
-            "left": {
+            "members": [member.run.folder.name for member in self.members],
+            "stopped": {
                 member.run.folder.name: str(member.diverged) if member.diverged else None
                 for member in stopped
             },
@@ -217,7 +217,7 @@ class ReplicaGroup:
             loaded = member.load_state_dict(content)
             if step < max(steps):
                 continue  # this replica had stopped earlier
-            progress, stopped = loaded, content.get("left", {})
+            progress, stopped = loaded, content["stopped"]
             self._restore_generators(member, content)
         for member in self.members:
             reason = stopped.get(member.run.folder.name)

@@ -17,7 +17,7 @@ from vae.training.step import EagerStep
 from vae.utils.errors import Diverged
 from vae.utils.signals import GracefulShutdown
 
-_NOISE = 0x5EED  # makes the seed of the noise differ from that of the batches
+_NOISE = 0x5EED  # makes the seeds of noise and batches differ
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
     signal, the current step is completed, checkpoints are saved, and the run ends.
 
     Returns:
-        For each run, how far it was trained, or why it has diverged.
+        For each run, the result of its training, or why it has diverged.
 
     Raises:
         Interrupted: A signal asked for the end.
@@ -48,8 +48,14 @@ def train(
     for run in runs:
         check_measurable(run.objective, logging)
     batches = Batches(data, training.batch_size, _seeded_generators(runs, data))
-    take_step = _build_step(runs, batches, training, data.train.images.device)
-    group = ReplicaGroup(runs, take_step.replicas, batches, data, training, logging)
+    replicas = StackedObjectives(
+        [run.objective for run in runs],
+        [run.optimizer for run in runs],
+        clip=training.clip,
+        precision=torch.bfloat16 if training.precision == "bf16" else None,
+    )
+    take_step = _build_step(replicas, batches, training, data.train.images.device)
+    group = ReplicaGroup(runs, replicas, batches, data, training, logging)
     progress = group.progress
 
     with GracefulShutdown() as shutdown, group.progress_bar() as bar:
@@ -111,18 +117,12 @@ def _seeded_generators(runs: Sequence[TrainingRun], data: DataSet) -> list[torch
 
 
 def _build_step(
-    runs: Sequence[TrainingRun], batches: Batches, training: TrainingConfig, device: torch.device
+    replicas: StackedObjectives, batches: Batches, training: TrainingConfig, device: torch.device
 ) -> EagerStep | CapturedStep:
-    objectives = [run.objective for run in runs]
-    optimizers = [run.optimizer for run in runs]
-    precision = torch.bfloat16 if training.precision == "bf16" else None
     if device.type == "cuda" and training.capture == "auto" and training.on_nan == "stop":
-        return CapturedStep(optimize, objectives, optimizers, batches, training.clip, precision)
-    finite_check: FiniteCheck | None = None
+        return CapturedStep(optimize, replicas, batches)
     if training.on_nan == "skip":
-        finite_check = "gradient"
-    elif device.type == "cpu":  # other devices would have to be synchronised at every step
-        finite_check = "loss"
-    return EagerStep(
-        optimize, objectives, optimizers, batches, training.clip, precision, finite_check
-    )
+        return EagerStep(optimize, replicas, batches, finite_check="gradient")
+    if device.type == "cpu":  # other devices would have to be synchronised at every step
+        return EagerStep(optimize, replicas, batches, finite_check="loss")
+    return EagerStep(optimize, replicas, batches)

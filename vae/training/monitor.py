@@ -1,4 +1,4 @@
-"""What is measured at a model after each epoch, and which pictures are drawn."""
+"""Evaluate a model after each epoch, and draw its pictures."""
 
 from typing import NamedTuple
 

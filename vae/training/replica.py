@@ -19,7 +19,7 @@ from vae.utils.errors import Diverged, UserError
 
 
 class TrainingResult(NamedTuple):
-    """How far a replica was trained, and its best epoch."""
+    """The length and the best epoch of a finished training."""
 
     epochs: int
     steps: int
@@ -53,7 +53,7 @@ class TrainingRun:
 
 @dataclass
 class Progress:
-    """How far training has come. All replicas share it."""
+    """The counters of training, which all replicas share."""
 
     step: int = 0
     epoch: int = 1  # the epoch that is running
@@ -168,7 +168,7 @@ class Replica:
 
         Args:
             which: "best", which is only evaluated later, or "last", which training resumes from.
-            progress: How far training has come.
+            progress: The counters of training.
             generator_state: The state of the batches' generator when the running epoch began, or,
                 after an epoch, its state now.
             membership: Which replicas are trained together, and which have stopped.
@@ -208,19 +208,19 @@ class Replica:
         """Take the state of a checkpoint, except for the random generators.
 
         Returns:
-            How far training had come.
+            The counters of training when the checkpoint was saved.
 
         Raises:
             UserError: The checkpoint belongs to other images, or to another model or optimizer.
         """
         file = checkpoint.path(self.run.folder, "last")
         if content["data"] != self._images.digest:
-            raise UserError(f"{file} was trained on other images than those of this data set")
+            raise UserError(f"{file} was trained on other images than this data set has")
         try:
             self.run.objective.load_state_dict(content["objective"])
             self._replicas.optimizers[self.index].load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{file} is of another model or optimizer") from error
+            raise UserError(f"{file} belongs to a different model or optimizer") from error
         state = dict(content["progress"])
         self._replicas.sums[self.index] = state.pop("sums").to(self._replicas.sums)
         self._best_elbo, self.best_epoch = state.pop("best"), state.pop("best_epoch")

@@ -27,7 +27,7 @@ def resume_points(folders: Sequence[Path]) -> list[Checkpoint | None]:
         for content in versions(folder, "last"):
             checkpoints.setdefault(content["step"], content)  # the newest comes first
         newest = next(iter(checkpoints.values()), None)
-        if newest is not None and len(folders) > 1 and newest.get("together", names) != names:
+        if newest is not None and len(folders) > 1 and newest["members"] != names:
             raise _trained_alone(folder, newest["step"])
         saved.append(checkpoints)
     stopped = _stopped_replicas(saved)
@@ -66,9 +66,7 @@ def remove_newer(folder: Path, checkpoint: Checkpoint) -> None:
 def _stopped_replicas(saved: Sequence[dict[int, Checkpoint]]) -> Collection[str]:
     """Return the names of the replicas that had stopped by the newest step of all replicas."""
     stopped_by_step = {
-        step: content.get("left", ())
-        for checkpoints in saved
-        for step, content in checkpoints.items()
+        step: content["stopped"] for checkpoints in saved for step, content in checkpoints.items()
     }
     return stopped_by_step[max(stopped_by_step)] if stopped_by_step else ()
 

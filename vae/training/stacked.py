@@ -38,7 +38,6 @@ class StackedObjectives:
         optimizers: Sequence[OptimizerConfig],
         clip: float | None = None,
         precision: torch.dtype | None = None,
-        rates_on_device: bool = False,
     ) -> None:
         """Stack the objectives and build an optimizer for each of them.
 
@@ -47,22 +46,19 @@ class StackedObjectives:
             optimizers: The settings of their optimizers.
             clip: The largest norm of each replica's gradient; None for no clipping.
             precision: The autocast dtype of the networks in training; None for float32.
-            rates_on_device: Whether learning rates are tensors on the device, as a CUDA graph
-                needs them.
 
         Raises:
             ValueError: The objectives differ in the shapes of their parameters.
         """
         self.objectives = objectives
         self._configs, self._clip, self._precision = optimizers, clip, precision
-        self._rates_on_device = rates_on_device
         self._device = next(objectives[0].parameters()).device
         if len(objectives) == 1:
             self._parameters: dict[str, Tensor] = dict(objectives[0].named_parameters())
         else:
             self._stack()
         self.optimizers: list[Optimizer] = [
-            config.build(objective.parameters(), on_device=rates_on_device)
+            config.build(objective.parameters())
             for config, objective in zip(optimizers, objectives, strict=True)
         ]
         self.sums = torch.zeros(len(objectives), 3, device=self._device)
@@ -92,10 +88,17 @@ class StackedObjectives:
         """Set each optimizer's learning rate to its schedule's value at the global step."""
         for optimizer, config in zip(self.optimizers, self._configs, strict=True):
             for group in optimizer.param_groups:
-                if self._rates_on_device:
-                    group["lr"].copy_(config.lr(step))
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].copy_(torch.as_tensor(config.lr(step)))
                 else:
                     group["lr"] = config.lr(step)
+
+    def move_learning_rates_to_device(self) -> None:
+        """Keep the learning rates in tensors on the device, which a CUDA graph reads."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                # The fused kernels accept only a float32 tensor.
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=self._device)
 
     def zero_grad(self) -> None:
         """Remove all gradients."""
@@ -125,9 +128,12 @@ class StackedObjectives:
         return torch.stack(terms, -1).mean(1)
 
     def find_nonfinite(self, means: Tensor, check: FiniteCheck | None) -> list[int]:
-        """Return the indices of replicas with a loss or, with "gradient", a gradient not finite.
+        """Return the indices of the replicas that a check finds not to be finite.
 
-        The check synchronises the device. Without a check, the list is empty.
+        Args:
+            means: The batch means (R, 3), with the loss in front.
+            check: "loss" checks the loss. "gradient" checks the gradient as well. Both synchronise
+                the device. None checks nothing.
         """
         if check is None:
             return []
@@ -139,7 +145,7 @@ class StackedObjectives:
         ]
 
     def add_to_sums(self, means: Tensor, skipped: list[int]) -> None:
-        """Add batch means (R, 3) to `sums`, except those of replicas that skip the step."""
+        """Add batch means (R, 3) to `sums`, but not for replicas that skip the step."""
         if skipped:
             means[skipped] = 0
         self.sums += means
@@ -177,23 +183,23 @@ class StackedObjectives:
         """Replace each schedule that differs between replicas by a ReplicaSchedule.
 
         Returns:
-            The buffers that hold the replicas' numbers, by name.
+            The buffers that hold the indices of the replicas, by name.
         """
-        numbers = torch.arange(len(self.objectives), device=self._device)
+        indices = torch.arange(len(self.objectives), device=self._device)
         buffers = {}
         for path, module in list(self._template.named_modules()):
             for name in schedules_of(module):
                 schedules = [getattr(o.get_submodule(path), name) for o in self.objectives]
                 if any(schedule != schedules[0] for schedule in schedules):
                     setattr(module, name, ReplicaSchedule(schedules))
-                    buffers[f"{path}.{name}.replica".lstrip(".")] = numbers
+                    buffers[f"{path}.{name}.replica".lstrip(".")] = indices
         return buffers
 
 
 class ReplicaSchedule(nn.Module):
     """A schedule that differs between replicas: each replica gets the value of its schedule."""
 
-    replica: Tensor  # (), the number of the replica
+    replica: Tensor  # (), the index of the replica
 
     def __init__(self, schedules: Sequence[Schedule]) -> None:
         """Take one schedule per replica."""

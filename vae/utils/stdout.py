@@ -1,4 +1,4 @@
-"""Printing results to a standard output that may be a closed pipe or a full disk."""
+"""Print errors, and results to a standard output that may be a closed pipe or a full disk."""
 
 import os
 import sys
@@ -21,6 +21,11 @@ def print_or_raise(text: str) -> None:
     except OSError as error:
         _redirect_to_null()
         raise OutputClosed(f"the results could not be printed: {error.strerror}") from error
+
+
+def print_error(program: str, message: object) -> None:
+    """Print an error message to stderr as one line that begins with the name of the program."""
+    print(f"{program}: {message}", file=sys.stderr)
 
 
 @contextmanager
