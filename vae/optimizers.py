@@ -7,7 +7,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -51,14 +51,21 @@ class OptimizerConfig(ABC):
 
 @frozen
 class _AdamFamily(OptimizerConfig):
+    variant: ClassVar["Variant"]
+
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)]
     eps: Positive
     weight_decay: NonNegative
 
-    def _build(self, variant: "Variant", parameters: Iterable[nn.Parameter]) -> "FusedAdam":
-        lr, (beta1, beta2) = float(self.lr(0)), self.betas
+    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
+        beta1, beta2 = self.betas
         return FusedAdam(
-            variant, list(parameters), lr, (beta1, beta2), self.eps, self.weight_decay
+            self.variant,
+            list(parameters),
+            float(self.lr(0)),
+            (beta1, beta2),
+            self.eps,
+            self.weight_decay,
         )
 
 
@@ -70,8 +77,7 @@ class Adam(_AdamFamily):
         Kingma & Ba (2015), https://arxiv.org/abs/1412.6980.
     """
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
-        return self._build("adam", parameters)
+    variant = "adam"
 
 
 @frozen
@@ -82,8 +88,7 @@ class AdamW(_AdamFamily):
         Loshchilov & Hutter (2019), https://arxiv.org/abs/1711.05101.
     """
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
-        return self._build("adamw", parameters)
+    variant = "adamw"
 
 
 @frozen
@@ -94,8 +99,7 @@ class RAdam(_AdamFamily):
         Liu et al. (2020), https://arxiv.org/abs/1908.03265.
     """
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> "FusedAdam":
-        return self._build("radam", parameters)
+    variant = "radam"
 
 
 @frozen
