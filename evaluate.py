@@ -3,11 +3,8 @@
 The command is in vae/cli/evaluate.py.
 """
 
-import sys
-
 from vae.cli.evaluate import main
-from vae.utils.stdout import flush_quietly
+from vae.utils.stdout import run_command
 
 if __name__ == "__main__":
-    with flush_quietly():
-        sys.exit(main())
+    run_command("evaluate.py", main)

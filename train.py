@@ -4,11 +4,8 @@
 the runs of a sweep. What a run does is in `vae/experiment.py`.
 """
 
-import sys
-
 from vae.cli.train import main
-from vae.utils.stdout import flush_quietly
+from vae.utils.stdout import run_command
 
 if __name__ == "__main__":
-    with flush_quietly():
-        sys.exit(main())
+    run_command("train.py", main)

@@ -20,16 +20,20 @@ from vae.config.resume import holds_complete_run
 from vae.data import DataSet, evaluation_images, to_float
 from vae.evaluation import CODE_TERMS, evaluate, evaluate_bounds
 from vae.runs.environment import describe_environment, record_environment
-from vae.runs.folder import CONFIG, REPLICAS, SUMMARY, locked
+from vae.runs.folder import CONFIG, REPLICAS, SUMMARY, locked, remove_if_empty
 from vae.runs.status import RunStatus, read_status
-from vae.tracking import Logger, ReplicaMeanWriter, pictures
+from vae.tracking import Logger, ReplicaMeanWriter, pictures, write_settings
 from vae.training import Diverged, TrainingResult, TrainingRun, train
 from vae.training.checkpoint import Checkpoint, Which
 from vae.training.resume import resume_points
+from vae.utils.commands import script_command, tensorboard_command
 from vae.utils.files import write_atomically, write_json
+from vae.utils.runtime import allow_open_files
 from vae.utils.stdout import print_or_raise
 
 log = logging.getLogger(__name__)
+
+_OPEN_FILES, _OPEN_FILES_PER_REPLICA = 64, 3  # one is the lock, and one is TensorBoard's
 
 Bounds = dict[str, float | None]
 """The test bounds of a model by name, in nats per image; None if a bound cannot be computed."""
@@ -39,7 +43,9 @@ class NothingToDo(Exception):
     """The run is finished already."""
 
 
-def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+def run_experiment(
+    config: ExperimentConfig, folder: Path, overrides: Sequence[str] = (), wait: bool = False
+) -> None:
     """Train what a configuration describes, in `folder`, and print the test bounds.
 
     Replicas are trained together, each in its folder below `folder`. If `folder` holds an
@@ -50,6 +56,7 @@ def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[s
         config: The runs, built by `vae.config.build.build_experiment`.
         folder: The run folder. It is created if it does not exist.
         overrides: The overrides of the command line, which are recorded.
+        wait: Wait while another process is using the folder. By default this is an error.
 
     Raises:
         UserError: The folder holds another run or is in use, or the data cannot be read.
@@ -64,11 +71,11 @@ def run_experiment(config: ExperimentConfig, folder: Path, overrides: Sequence[s
     runs, first = config.runs, config.runs[0]  # replicas share data, training and logging
     folders = [folder / run.name for run in runs]
     with ExitStack() as stack:
-        stack.enter_context(locked(folder))
+        stack.enter_context(locked(folder, wait))
         _check_folders(config, folder, folders)
         data = first.source.load(first.device)
         if config.has_replicas:
-            _create_and_lock(folders, stack)
+            _create_and_lock(folders, wait, stack)
         checkpoints = resume_points(folders)
         # The status "running" is written before config.yaml: a finished run that is being extended
         # must not look finished if the process is killed in between.
@@ -114,10 +121,14 @@ def _check_folders(config: ExperimentConfig, folder: Path, folders: Sequence[Pat
         raise NothingToDo(f"{folder} is finished: nothing to do{hint}")
 
 
-def _create_and_lock(folders: Sequence[Path], stack: ExitStack) -> None:
+def _create_and_lock(folders: Sequence[Path], wait: bool, stack: ExitStack) -> None:
+    """Create and lock the folders of replicas; closing the stack removes those that stay empty."""
+    allow_open_files(_OPEN_FILES + _OPEN_FILES_PER_REPLICA * len(folders))
     for folder in folders:
-        folder.mkdir(exist_ok=True)
-        stack.enter_context(locked(folder))
+        if not folder.exists():
+            folder.mkdir()
+            stack.callback(remove_if_empty, folder)
+        stack.enter_context(locked(folder, wait))
 
 
 def _write_configs(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
@@ -148,9 +159,8 @@ def _start_logging(
     for run, checkpoint, step in zip(config.runs, checkpoints, steps, strict=True):
         run_folder = folder / run.name
         record_environment(run_folder, made_with, step)
+        write_settings(run_folder, to_yaml(run.values), run.describe())
         logger = stack.enter_context(Logger(run_folder, step))
-        if not step:
-            logger.log_text("config", to_yaml(run.values))
         training_runs.append(
             TrainingRun(
                 objective=run.objective,
@@ -193,7 +203,7 @@ def _evaluate_and_log(
         for name, value in reported.items()
         if value is not None and name not in CODE_TERMS
     }
-    training_run.logger.log_results(step, run.describe(), results)
+    training_run.logger.log_results(step, results)
     if run.logging.projected:
         images = data.test.images[: run.logging.projected]
         training_run.logger.log_embedding(
@@ -218,9 +228,11 @@ def _print_report(
 
     title = data_title(data, run.top_level.importance_samples)
     if run.name:
-        hints = [f"Run folders: {folder}/*", f"To compare them: python evaluate.py {folder}"]
-        hints += [f"To look at them: tensorboard --logdir {folder}"]
+        hints = [f"Run folders: {folder}/*"]
+        hints += [f"To compare them: {script_command('evaluate.py', folder)}"]
+        hints += [f"To look at them: {tensorboard_command(folder)}"]
     else:
-        hints = [f"Run folder: {folder}", f"To look at it: tensorboard --logdir {folder.parent}"]
+        hints = [f"Run folder: {folder}"]
+        hints += [f"To look at it: {tensorboard_command(folder.parent)}"]
     table = render({title: pd.DataFrame(rows)}, "table")
     print_or_raise("\n".join(["", table, "", *hints]))

@@ -1,7 +1,10 @@
 """The output and the files of evaluate.py for a sweep of two estimators and three seeds."""
 
+import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from io import StringIO
@@ -31,7 +34,7 @@ def sweep(trained, tmp_path) -> Path:
 def measured(trained, tmp_path_factory) -> Path:
     """Return a copy of the sweep with cached numbers, so that tests of broken files are fast."""
     copy = Path(shutil.copytree(trained, tmp_path_factory.mktemp("measured") / "sweep"))
-    collect(find_runs(copy), DataCache(), 2)
+    collect(find_runs(copy), DataCache())
     return copy
 
 
@@ -192,6 +195,123 @@ def test_folder_in_place_of_a_file_does_not_affect_other_runs(measured, tmp_path
     assert len(*json.loads(output).values()) == 2
 
 
+# Runs that do not count
+
+ALL_TABLES = pytest.mark.parametrize(
+    "options",
+    [[], ["--runs"], ["--format", "json"], ["--format", "csv", "--output", "report"]],
+    ids=" ".join,
+)
+
+
+def complaints(errors: str) -> list[str]:
+    """Return the messages of evaluate.py without the name of the command and of the report."""
+    lines = [line for line in errors.splitlines() if line and not line.startswith("Report: ")]
+    assert all(line.startswith("evaluate.py: ") for line in lines)
+    return [line.removeprefix("evaluate.py: ") for line in lines]
+
+
+@ALL_TABLES
+def test_runs_that_do_not_count_are_named_with_the_reason(measured, tmp_path, evaluate, options):
+    sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
+    one, two, *_ = find_runs(sweep)
+    copy = Path(shutil.copytree(two, sweep / "z"))
+    (one / "status.json").write_text('{"status": "interrupted"}')
+    status, _, errors = evaluate(sweep, *options)
+    assert status == 0
+    assert complaints(errors) == [
+        f"not counted, unfinished: {one}",
+        f"not counted, a second time seed 1: {copy}",
+    ]
+
+
+@ALL_TABLES
+def test_links_to_runs_are_followed_and_links_that_lead_nowhere_are_named(
+    measured, tmp_path, evaluate, options
+):
+    (tmp_path / "chosen").mkdir()
+    for run in find_runs(measured):
+        (tmp_path / "chosen" / run.name).symlink_to(run)
+    (tmp_path / "chosen/gone").symlink_to("nowhere")
+    status, output, errors = evaluate("chosen", "chosen/gone", measured, *options)
+    assert status == 0
+    assert complaints(errors) in (
+        ["chosen/gone: the link leads nowhere"],
+        ["chosen/gone: No such file or directory"],
+    )
+    if "json" in options:
+        (rows,) = json.loads(output).values()
+        assert [row["n"] for row in rows] == [3, 3]
+
+
+def test_runs_without_a_pair_in_the_baseline_are_named(measured, tmp_path, evaluate):
+    sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
+    shutil.rmtree(first_run(sweep))
+    (alone,) = sweep.glob("reinforce_*seed0*")
+    status, _, errors = evaluate(sweep, "--baseline", "straight_through", "--format", "csv")
+    assert status == 0
+    reason = "not in a difference, because straight_through lacks the seed"
+    assert complaints(errors) == [f"{reason}: {alone}"]
+
+
+def test_tables_of_data_without_the_baseline_are_named(measured, tmp_path, evaluate):
+    sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
+    for run in sweep.glob("reinforce_*"):
+        replace(run / "config.yaml", "binarize: none", "binarize: threshold")
+    status, _, errors = evaluate(sweep, "--baseline", "straight_through", "--format", "csv")
+    assert status == 0
+    (line,) = complaints(errors)
+    assert line.startswith("mnist_5k, binarize=threshold")
+    assert "baseline straight_through: none of the groups fit" in line
+
+
+def test_runs_whose_gradients_are_not_measured_are_named(measured, tmp_path, evaluate):
+    sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
+    one, two, *others = find_runs(sweep)
+    for run in others[1:]:
+        shutil.rmtree(run)
+    for file in one.glob("*.pt"):
+        file.unlink()
+    status, output, errors = evaluate(sweep, "--gradients", "--draws", 2, "--format", "json")
+    assert status == 0
+    assert [row["run"] for row in json.loads(output).popitem()[1]] == [str(two), str(others[0])]
+    (line,) = complaints(errors)
+    assert line.startswith(f"{one} has no ")
+    words = ["--gradients", "--draws", 2, "--estimators", "exact"]
+    status, _, errors = evaluate(two, *words)
+    assert status == 1
+    assert complaints(errors) == [
+        f"not counted, exact is the reference of all other estimators, and is not measured: {two}",
+        "nothing could be measured",
+    ]
+
+
+# Standard streams
+
+
+@pytest.mark.parametrize("mode", [[], ["--runs"], ["--gradients", "--draws", 2]], ids=str)
+@pytest.mark.parametrize("form", ["table", "markdown", "csv", "json"])
+def test_tables_can_be_printed_in_ascii(measured, evaluate, monkeypatch, tmp_path, mode, form):
+    runs = [tmp_path / name for name in ("é", os.fsdecode(b"\xff"))]
+    for run, original in zip(runs, sorted(measured.glob("straight_*")), strict=False):
+        shutil.copytree(original, run)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    report = ["--output", "report"] if form == "table" else []
+    status, _, errors = evaluate(*runs, *mode, "--format", form, *report)
+    assert (status, complaints(errors)) == (0, [])
+    assert (b"+-" in printed.getvalue()) == (not mode and form in ("table", "markdown"))
+
+
+def test_report_is_written_even_if_the_table_cannot_be_printed(measured, tmp_path):
+    words = [measured, "--output", "report"]
+    with open("/dev/full", "w") as full:
+        status, _, errors = run_script("evaluate.py", *words, cwd=tmp_path, stdout=full)
+    assert status == 1
+    assert "the results could not be printed" in errors
+    assert (tmp_path / "report/index.html").exists()
+
+
 # Exit statuses and messages
 
 
@@ -206,7 +326,11 @@ def test_message_says_why_no_run_could_be_compared(sweep, evaluate):
         (folder / "status.json").write_text('{"status": "diverged"}')
     status, output, errors = evaluate(sweep)
     assert (status, output) == (1, "")
-    assert "nothing could be compared: 6 diverged" in errors
+    folders = ", ".join(map(str, find_runs(sweep)))
+    assert errors.splitlines() == [
+        f"evaluate.py: not counted, diverged: {folders}",
+        "evaluate.py: nothing could be compared",
+    ]
 
 
 @pytest.mark.parametrize("below", ["", "below"])
@@ -232,13 +356,33 @@ def test_report_folder_that_cannot_be_created_is_refused_before_anything_is_meas
         ["--runs", "--draws", "5"],
         ["--runs", "--estimators", "reinmax"],
         ["--gradients", "--importance-samples", "5"],
+        ["--output", ""],
+        ["--data-root", ""],
+        ["--data-root", "sweep/multirun.yaml"],
+        ["--baseline", ""],
+        ["--baseline", "reinmax,"],
+        ["--baseline", "=None"],
+        ["--baseline", "nonesuch=None"],
+        ["--importance-samples", ""],
+        ["--by", ""],
+        ["--gradients", "--estimators", ""],
+        ["--gradients", "--estimators", "reinmax,"],
+        ["--gradients", "--estimators", "reinmax:"],
+        ["--gradients", "--baseline", ""],
     ],
 )
 def test_wrong_command_line_is_status_2(sweep, evaluate, words):
     status, _, errors = evaluate(sweep, *words)
     assert status == 2
     assert words[1].lstrip("-") in errors
-    assert "Traceback" not in errors
+    assert errors.startswith("evaluate.py: ") and errors.count("\n") == 1
+
+
+def test_empty_name_of_a_run_is_status_2(sweep, evaluate):
+    """It would stand for the working directory."""
+    status, output, errors = evaluate("")
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert "RUN" in errors
 
 
 def test_unknown_estimator_is_status_2_and_the_nearest_name_is_suggested(sweep, evaluate):
@@ -314,7 +458,7 @@ def test_estimator_can_have_other_settings_than_those_of_its_option_file(sweep, 
     assert "40 draws" in output  # twenty equal parts, so more than the 30 of the command line
     words = ["--gradients", "--estimators", "reinmax:heat=1"]
     status, _, errors = evaluate(first_run(sweep), *words)
-    assert (status, errors.count("\n")) == (1, 2)
+    assert (status, errors.count("\n")) == (2, 1)
     assert "heat" in errors
 
 

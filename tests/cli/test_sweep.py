@@ -16,6 +16,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 
 from tests.helpers import TINY, finish, read_json, start_script, wait_until
+from vae.runs.folder import locked
 from vae.runs.status import read_status
 
 SHORT = [*TINY, "training.steps=3"]
@@ -97,7 +98,8 @@ def test_jobs_share_the_cores_and_a_failing_job_does_not_end_the_others(tmp_path
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep) == ["finished", "finished"]
     assert threads(sweep) == {max(joblib.cpu_count() // 2, 1)}
-    assert "estimator.limit=10" in read_json(sweep / "failed/0.json")["overrides"]
+    (record,) = sweep.glob("failed/*/0.json")
+    assert "estimator.limit=10" in read_json(record)["overrides"]
 
 
 SendSignal = Callable[[int, int], None]
@@ -126,7 +128,8 @@ def test_an_interrupted_sweep_leaves_no_process_and_can_be_resumed(tmp_path, sen
     words = ["hydra/launcher=joblib", "seed=0,1", *LONG]
     status, errors = interrupt_sweep(send, number, [*words, "hydra.launcher.n_jobs=2"], tmp_path)
     assert status == 128 + number
-    assert "to resume: the same command with sweep=mine" in errors
+    command = errors.partition("to resume: ")[2]
+    assert "train.py -m sweep=mine" in command and "seed=0,1" in command
     assert "Traceback" not in errors and "leaked" not in errors
     sweep = tmp_path / "outputs/mine"
     assert statuses(sweep).count("finished") < 2
@@ -148,19 +151,118 @@ def test_a_killed_worker_is_reported_in_one_line(tmp_path):
     assert "A worker process" in errors and "SIGKILL" in errors
 
 
+def test_workers_end_if_the_sweep_is_killed(tmp_path):
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", *LONG]
+    process = start_sweep(*words, "training.epochs=1000", cwd=tmp_path, threads=1)
+    wait_until(lambda: len(list(tmp_path.glob("outputs/mine/*/last.pt"))) == 2)
+    process.kill()
+    finish(process)  # the workers hold its pipes
+    wait_until(lambda: not running_processes(process.pid))
+    assert statuses(tmp_path / "outputs/mine") == ["interrupted"] * 2
+
+
+def test_a_sweep_reports_its_failures_from_a_folder_of_its_jobs(tmp_path, train):
+    words = ["estimator=exact", "estimator.limit=10", "sweep=mine", *SHORT]
+    status, _, errors = train("hydra.job.chdir=True", *words)
+    assert status == 2 and errors.startswith("train.py: job 0: estimator: Exact enumerates")
+    assert (tmp_path / "outputs/mine/failed").is_dir()
+
+
+WRONG_SWEEPS = {
+    "no processes": (
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
+        *("hydra.launcher.n_jobs=0", "n_jobs == 0 in Parallel has no meaning"),
+    ),
+    "empty batches of joblib": (
+        ["hydra/launcher=joblib", "hydra.launcher.batch_size=0"],
+        *("hydra.launcher.batch_size=0", "positive integer"),
+    ),
+    "word for a number": (
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"],
+        *("hydra.launcher.n_jobs=x", "could not be converted to Integer"),
+    ),
+    "empty batches of the sweeper": (
+        ["hydra.sweeper.max_batch_size=0"],
+        "hydra.sweeper.max_batch_size=0: AssertionError",
+    ),
+    "key that the default option lacks": (
+        ["estimator=reinmax_rao,gumbel_rao", "estimator.inner_samples=10"],
+        "estimator.inner_samples: estimator is varied",
+        "write ++estimator.inner_samples=10",
+    ),
+    "folder of a single run": (["hydra.run.dir=x"], "hydra.run.dir=x has no effect with -m"),
+    "sweep without a name": (["sweep="], "sweep= names no folder"),
+    "sweep folder without a name": (["hydra.sweep.dir=''"], "hydra.sweep.dir= names no folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SWEEPS)
+def test_a_wrong_sweep_is_refused_in_one_line_with_status_2(case, train, tmp_path):
+    words, *expected = WRONG_SWEEPS[case]
+    status, _, errors = train("seed=0,1", *words, *SHORT)
+    assert status == 2
+    assert errors.startswith("train.py: ") and errors.count("\n") == 1
+    for part in expected:
+        assert part in errors
+
+
+def test_keys_that_only_the_varied_options_have_can_be_set(train, tmp_path):
+    words = ["estimator=reinmax_rao,gumbel_rao", "++estimator.inner_samples=3", "sweep=mine"]
+    status, _, errors = train(*words, *SHORT)
+    assert (status, errors) == (0, "")
+    configs = [yaml.safe_load(f.read_text()) for f in tmp_path.glob("outputs/mine/*/config.yaml")]
+    assert [config["estimator"]["inner_samples"] for config in configs] == [3, 3]
+
+
+def test_the_flag_for_a_sweep_may_stand_between_overrides(script, tmp_path):
+    status, _, errors = script("train.py", *SHORT, "-m", "seed=0,1", "sweep=mine", cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    assert statuses(tmp_path / "outputs/mine") == ["finished"] * 2
+
+
 # Records of failed jobs
 
 
-def test_failures_of_a_sweep_are_forgotten_when_it_is_repeated(tmp_path, train):
+def test_a_repeated_sweep_reports_its_own_failures_and_removes_nothing(tmp_path, train):
     words = ["estimator=exact", "sweep=mine", *SHORT]
     status, output, errors = train(*words, "estimator.limit=10")
     assert status == 2 and errors.count("\n") == 1
     assert errors.startswith("train.py: job 0: estimator: ")
     assert "Exact enumerates" in output  # at once, and not only at the end
-    assert (tmp_path / "outputs/mine/failed/0.json").exists()
-    status, _, _ = train(*words, "estimator.limit=100")
-    assert status == 0
-    assert not (tmp_path / "outputs/mine/failed").exists()
+    failed = tmp_path / "outputs/mine/failed"
+    (record,) = failed.glob("*/0.json")
+    (failed / "notes.txt").write_text("of the user")
+    status, _, errors = train(*words, "estimator.limit=100")
+    assert (status, errors) == (0, "")
+    assert record.exists() and (failed / "notes.txt").exists()
+
+
+def test_two_sweeps_in_one_folder_report_their_own_failures(tmp_path, train):
+    words = ["estimator=exact", "sweep=mine", *TINY, "training.steps=null"]
+    process = start_sweep(*words, "training.epochs=10", "estimator.limit=10,100", cwd=tmp_path)
+    sweep = tmp_path / "outputs/mine"
+    wait_until(lambda: bool(list(sweep.glob("failed/*/0.json"))))
+    status, _, errors = train(*words, "training.steps=3", "seed=5", "estimator.limit=100")
+    assert process.poll() is None, "the first sweep should have lasted longer"
+    assert (status, errors) == (0, "")
+    status, _, errors = finish(process)
+    assert status == 2 and "job 0 (estimator.limit=10): estimator: Exact enumerates" in errors
+    assert statuses(sweep) == ["finished"] * 2
+
+
+def test_a_sweep_waits_for_a_run_that_another_process_is_training(tmp_path):
+    folder = tmp_path / "outputs/mine/job"
+    folder.mkdir(parents=True)
+    with locked(folder):
+        process = start_sweep("hydra.sweep.subdir=job", *SHORT, cwd=tmp_path)
+        waiting = ""
+        while "waiting for another process" not in waiting:
+            waiting = process.stdout.readline()
+            assert waiting, "the sweep has ended"
+        assert process.poll() is None
+    status, _, errors = finish(process)
+    assert (status, errors) == (0, "")
+    assert read_status(folder) == "finished"
 
 
 def test_a_sweep_that_resumes_other_runs_leaves_no_folder(train, tmp_path):
@@ -310,6 +412,12 @@ def test_a_search_continues_after_a_failed_job(tmp_path, search):
     assert status == 2 and errors.count("\n") == 1
     assert "estimator.temperature: must stay greater than 0, but falls to -1" in errors
     assert len(best_elbos(tmp_path / "outputs/mine")) == 1
+
+
+def test_a_search_in_no_processes_is_refused(search):
+    status, _, errors = search("hydra.sweeper.n_jobs=0")
+    assert status == 2 and errors.count("\n") == 1
+    assert "hydra.sweeper.n_jobs=0: " in errors
 
 
 def test_a_search_without_a_score_reports_why(search, monkeypatch):

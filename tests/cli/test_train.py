@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.datasets import MNIST
 
 import vae
-from tests.helpers import ROOT, compose_config, read_json, read_lines, run_script
+from tests.helpers import (
+    ROOT,
+    compose_config,
+    read_json,
+    read_lines,
+    run_script,
+)
 from vae.config.build import build_experiment
 from vae.experiment import NothingToDo, run_experiment
 
@@ -75,7 +82,6 @@ def test_a_run_folder_holds_all_files_of_one_run(run):
     files = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "status.json"}
     files |= {"best.pt", "last.pt", "best.previous.pt", "last.previous.pt"}
     assert names == files | {"projector_config.pbtxt", "00081"}
-    assert len(list(run.glob("events.*"))) == 1
     environment = read_json(run / "environment.json")
     assert environment["overrides"][: len(SMALL)] == SMALL
     assert environment["torch"] == torch.__version__
@@ -281,7 +287,10 @@ WRONG = {
     "deleted group": (["~estimator"], "estimator"),
     "list for a group": (["data=[4,4]"], "train.py: data=[4,4]: a group takes the name"),
     "null for a group": (["estimator=null"], "estimator=null: a group takes"),
-    "vimco with an estimator": (["objective=vimco", "estimator=reinmax"], "estimator: VIMCO"),
+    "vimco with an estimator": (
+        ["objective=vimco", "estimator=reinmax"],
+        *("estimator: VIMCO", "add '~estimator'"),
+    ),
     "vimco with one sample": (["objective=vimco", "objective.samples=1"], "objective.samples=1"),
     "concrete without a relaxation": (
         ["objective=concrete", "estimator=reinmax"],
@@ -308,6 +317,35 @@ WRONG = {
         ["experiment=maddison_240", "categories=10"],
         *("categories=10", "2, 4, 8"),
     ),
+    "schedule of a number": (
+        ["estimator.temperature.start=1"],
+        "estimator.temperature is a number; choose a schedule first: estimator/temperature=",
+    ),
+    "key below a number": (["latents.x=1"], "latents.x: latents is not a group of keys"),
+    "foreign function": (
+        ["model._target_=os.system"],
+        "_target_=os.system: only classes of the package vae can be used",
+    ),
+    "character that must be quoted": (
+        ["hydra.run.dir=outputs/a=1"],
+        "hydra.run.dir=outputs/a=1: mismatched input",
+        """as text: 'hydra.run.dir="outputs/a=1"'""",
+    ),
+    "several values of one run": (["seed=0,1"], "seed=0,1: several values need -m"),
+    "name of a sweep": (["sweep=NAME"], "sweep=NAME has no effect without -m", "hydra.run.dir"),
+    "launcher of a single run": (
+        ["hydra/launcher=joblib"],
+        "hydra/launcher=joblib has no effect without -m",
+    ),
+    "sweeper of a single run": (
+        ["hydra.sweeper.max_batch_size=2"],
+        "hydra.sweeper.max_batch_size=2 has no effect without -m",
+    ),
+    "folder without a name": (["hydra.run.dir="], "hydra.run.dir= names no folder"),
+    "run to resume without a name": (["resume=''"], "resume= names no folder"),
+    "deleted key of the folder's name": (["~seed"], "'seed'"),
+    "more replicas than one run trains": (["seeds=1000000"], "at most 1000 replicas"),
+    "size in a folder's name": (["latents=../../x"], "latents=../../x: ", "integer"),
     "unknown class": (["estimator._target_=vae.estimators.Nope"], "vae.estimators.Nope"),
     "class of another group": (
         ["estimator._target_=vae.schedules.Constant", "~estimator.temperature"],
@@ -325,6 +363,32 @@ def test_a_wrong_command_line_is_refused_in_one_line_with_status_2(case, tmp_pat
     for part in expected:
         assert part in errors
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_paths_start_where_the_command_was_started(run, tmp_path, script, float32):
+    shutil.copytree(run, tmp_path / "run")
+    words = ["resume=run", "training.epochs=3", "hydra.job.chdir=True"]
+    status, _, errors = script("train.py", *words, cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    assert read_lines(tmp_path / "run")[-1]["step"] == 120
+
+
+def test_a_folder_that_the_user_has_created_is_not_removed(tmp_path, script):
+    (tmp_path / "run").mkdir()
+    status, _, _ = script("train.py", *SMALL, "hydra.run.dir=run", "latents=0", cwd=tmp_path)
+    assert status == 2
+    assert (tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.previous.pt", "metrics.jsonl", "summary.json"])
+def test_a_file_that_is_not_of_a_run_is_not_overwritten(name, tmp_path, script):
+    file = tmp_path / "run" / name
+    file.parent.mkdir()
+    file.write_text("of the user")
+    status, _, errors = script("train.py", *SMALL, "hydra.run.dir=run", cwd=tmp_path)
+    assert status == 2 and errors.count("\n") == 1
+    assert f"{file} would be overwritten" in errors
+    assert file.read_text() == "of the user"
 
 
 def test_missing_data_are_reported_in_one_line_that_names_the_ways_on(

@@ -24,7 +24,7 @@ def comparison_of(labels: list[str]) -> Comparison:
     }
     return Comparison(
         runs=pd.DataFrame(columns),
-        excluded=pd.Series(dtype=object),
+        excluded=pd.DataFrame(),
         methods=pd.Series("reinmax", index=labels),
         settings=pd.DataFrame({"a": labels}, index=labels),
     )
@@ -77,3 +77,10 @@ def test_axis_of_a_figure_with_one_point_is_logarithmic():
     )
     (axes,) = figures.bias_against_deviation(table, "title").axes
     assert axes.get_xscale() == "log"
+
+
+def test_estimators_are_named_below_the_figure_if_none_can_be_drawn():
+    row = {"estimator": "reinmax:samples=2", "bias": 0.5, "bias_error": 0.1, "deviation": 0.0}
+    figure = figures.bias_against_deviation(pd.DataFrame([row]), "title")
+    figure.draw_without_rendering()
+    assert "reinmax:samples=2 0.50" in figure.axes[0].get_xlabel()

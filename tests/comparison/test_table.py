@@ -391,7 +391,12 @@ def test_a_group_is_found_by_its_settings(description, found):
 
 @pytest.mark.parametrize(
     ("description", "words"),
-    [("c", "none"), ("estimator=a", "2 of the groups"), ("latents=many", "none")],
+    [
+        ("c", "none"),
+        ("estimator=a", "2 of the groups"),
+        ("latents=many", "none"),
+        ("gap=None", "none"),
+    ],
 )
 def test_a_description_that_does_not_fit_exactly_one_group_is_refused(description, words):
     comparison = compare_one_data_set(run("a"), run("b"), run("a", latents=8))

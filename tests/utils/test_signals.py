@@ -1,15 +1,19 @@
 """Signals that ask this process to stop."""
 
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from vae.utils.signals import GracefulShutdown, Interrupted
+from tests.helpers import ROOT
+from vae.utils.signals import GracefulShutdown, Interrupted, signals_as_exceptions
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_first_signal_is_recorded_and_finish_raises_its_exit_status(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -40,6 +44,38 @@ def test_finish_passes_the_signal_on_to_the_previous_handler():
         assert handled == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_an_ignored_signal_stays_ignored(name):
+    """A shell ignores SIGINT in the background of a script, and nohup ignores SIGHUP."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with GracefulShutdown() as shutdown, signals_as_exceptions():
+            os.kill(os.getpid(), number)
+            assert not shutdown.requested
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_process_ends_with_its_parent():
+    reader, writer = os.pipe()
+    program = (
+        "import subprocess, sys, time\n"
+        "child = 'from vae.utils.signals import end_with_parent; import time; '\n"
+        "child += 'end_with_parent(0.05); print(1, flush=True); time.sleep(600)'\n"
+        "process = subprocess.Popen([sys.executable, '-c', child], stdout=subprocess.PIPE,\n"
+        f"                           pass_fds=[{writer}])\n"
+        "process.stdout.read(1)\n"  # then end, and leave the child alone
+    )
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, pass_fds=[writer], check=True, timeout=60
+    )
+    os.close(writer)
+    assert select.select([reader], [], [], 60)[0], "the child has not ended"
+    assert os.read(reader, 1) == b""  # the pipe is closed with the last process that holds it
+    os.close(reader)
 
 
 def test_finish_without_a_signal_is_an_error():

@@ -27,7 +27,9 @@ def expand_names(names: Iterable[str]) -> list[str]:
         UserError: There is no option with such a name.
     """
     options = list(option_targets("estimator"))
-    names = options if list(names) == ["all"] else list(names)
+    names = list(
+        dict.fromkeys(n for name in names for n in (options if name == "all" else [name]))
+    )
     for name in names:
         option = name.partition(":")[0]
         if option not in options:

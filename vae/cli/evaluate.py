@@ -8,17 +8,18 @@ With --gradients, the gradients that estimators give the encoder are measured in
 """
 
 import argparse
-import sys
+import os
+import re
 import tempfile
-from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vae.runs.folder import find_runs
 from vae.utils.errors import UserError
 from vae.utils.runtime import configure_process
-from vae.utils.stdout import OutputClosed, print_error, print_or_raise
+from vae.utils.stdout import OutputClosed, print_error, print_or_raise, print_to_stderr
 
 if TYPE_CHECKING:
     from vae.comparison.table import Comparison
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 _complain = partial(print_error, "evaluate.py")
 
+_NOT_MEASURED = "exact is the reference of all other estimators, and is not measured"
+
 
 def main() -> int:
     """Run the command, and return its exit status."""
-    arguments = _parse()
     try:
+        arguments = _parse()
         configure_process()
         _create_folder(arguments.output)
         return _compare_gradients(arguments) if arguments.gradients else _compare_bounds(arguments)
@@ -46,8 +49,20 @@ def main() -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are printed like all others, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see evaluate.py --help")
+
+
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    """Return the arguments of the command line.
+
+    Raises:
+        UserError: The command line is wrong.
+    """
+    parser = _Parser(
         prog="evaluate.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,13 +70,14 @@ def _parse() -> argparse.Namespace:
         "2 if the command line is wrong; 130 after Ctrl-C.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder above some")
+    add("runs", nargs="+", type=_path, metavar="RUN", help="a run folder, or a folder above some")
     add(
         "--model", choices=["best", "last"], help="default: the best, or the last if there is none"
     )
     add("--runs", action="store_true", dest="per_run", help="one row per run instead of per group")
     add(
         "--baseline",
+        type=_baseline,
         metavar="GROUP",
         help="add differences to a group, paired by seed: reinmax, or estimator=reinmax,latents=8",
     )
@@ -78,15 +94,18 @@ def _parse() -> argparse.Namespace:
         help="samples of the importance-weighted bound (default: as many as the run's own)",
     )
     add(
-        "--data-root", metavar="FOLDER", help="read images from here, not from the run's data.root"
+        "--data-root",
+        type=_data_root,
+        metavar="FOLDER",
+        help="read images from here, not from the run's data.root",
     )
     add("--format", choices=["table", "markdown", "csv", "json"], default="table")
-    add("--output", type=Path, metavar="FOLDER", help="write tables, figures and index.html here")
+    add("--output", type=_path, metavar="FOLDER", help="write tables, figures and index.html here")
     add = parser.add_argument_group("to measure gradients instead of bounds").add_argument
     add("--gradients", action="store_true", help="bias, deviation, cosine and signal-to-noise")
     add(
         "--estimators",
-        type=lambda names: names.split(","),
+        type=_estimators,
         metavar="NAMES",
         help="options, or all; with other settings: reinmax:temperature=1 "
         "(default: the run's own estimator as it was trained)",
@@ -107,8 +126,32 @@ def _parse() -> argparse.Namespace:
 
 def _count(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word}: must be a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"'{word}' is not a whole number of 1 or more")
     return int(word)
+
+
+def _path(word: str) -> Path:
+    if not word:  # which would be the working directory
+        raise argparse.ArgumentTypeError("'' names no folder")
+    return Path(word)
+
+
+def _data_root(word: str) -> str:
+    if not word or (os.path.exists(word) and not os.path.isdir(word)):
+        raise argparse.ArgumentTypeError(f"'{word}' is not a folder")
+    return word
+
+
+def _baseline(word: str) -> str:
+    if not all(part.partition("=")[0].strip() for part in word.split(",")):
+        raise argparse.ArgumentTypeError(f"'{word}' lacks the name of a group or of a setting")
+    return word
+
+
+def _estimators(word: str) -> list[str]:
+    if not all(part.strip() for part in re.split("[,:]", word)):
+        raise argparse.ArgumentTypeError(f"'{word}' lacks the name of an estimator or a setting")
+    return word.split(",")
 
 
 def _compare_bounds(arguments: argparse.Namespace) -> int:
@@ -117,23 +160,23 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
 
     from vae.comparison import report
     from vae.comparison.collect import DataCache, collect
+    from vae.comparison.omissions import excluded_runs, partial_runs, unread_runs
     from vae.comparison.render import flatten, readable, render
-    from vae.comparison.table import Selection, compare, group_table, numbers, run_table
+    from vae.comparison.table import Selection, compare, group_table, run_table
 
     data_cache = DataCache(arguments.data_root)
     selection = Selection(arguments.model, arguments.by)
     folders = tqdm(_find_runs(arguments.runs), unit=" runs", leave=False, disable=None)
-    table = collect(folders, data_cache, arguments.importance_samples, _complain)
+    errors: dict[Path, Exception] = {}
+    table = collect(folders, data_cache, arguments.importance_samples, errors.__setitem__)
     comparisons = compare(table, selection)
+    _complain_all(unread_runs(errors))
+    _complain_all(excluded_runs(comparisons.values()))
     if all(comparison.runs.empty for comparison in comparisons.values()):
-        reasons = Counter(r for comparison in comparisons.values() for r in comparison.excluded)
-        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        _complain("nothing could be compared" + (f": {why}" if why else ""))
+        _complain("nothing could be compared")
         return 1
-    for title, comparison in comparisons.items():
-        if not comparison.runs.empty and numbers(comparison.runs, arguments.by).isna().all():
-            _complain(f"{title}: no run has a {arguments.by}, so groups are ordered by the ELBO")
     baselines = _find_baselines(comparisons, arguments.baseline)
+    _complain_all(partial_runs(comparisons, selection, baselines))
     groups = {
         title: group_table(comparison, selection, baselines.get(title))
         for title, comparison in comparisons.items()
@@ -143,10 +186,12 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
     else:
         layout = readable if arguments.format in ("table", "markdown") else flatten
         shown = {title: layout(table) for title, table in groups.items()}
-    print_or_raise(render(shown, arguments.format))
-    if arguments.output:
-        page = report.write(comparisons, groups, selection, data_cache, arguments.output)
-        print(f"\nReport: {page}", file=sys.stderr)
+    try:
+        print_or_raise(render(shown, arguments.format))
+    finally:  # the report is written even if the table cannot be printed
+        if arguments.output:
+            page = report.write(comparisons, groups, selection, data_cache, arguments.output)
+            print_to_stderr(f"\nReport: {page}")
     return 0
 
 
@@ -163,14 +208,15 @@ def _find_baselines(
     if description is None:
         return {}
     baselines: dict[str, str] = {}
-    errors = []
+    errors: dict[str, UserError] = {}
     for title, comparison in comparisons.items():
         try:
             baselines[title] = find_group(comparison, description)
         except UserError as error:
-            errors.append(error)
-    if errors and not baselines:
-        raise errors[0]
+            errors[title] = error
+    if not baselines:
+        raise next(iter(errors.values()))
+    _complain_all(f"{title}: {error}" for title, error in errors.items())
     return baselines
 
 
@@ -182,37 +228,57 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
     from vae.comparison import report
     from vae.comparison.collect import DataCache
     from vae.comparison.gradients import measure
+    from vae.comparison.omissions import Omission, by_reason, unread_runs
     from vae.comparison.render import render
     from vae.config.load import SavedRun
     from vae.tracking.metrics import read_metrics
 
     names = expand_names(arguments.estimators) if arguments.estimators else None
+    if names and len(names) > 1 and "exact" in names:
+        _complain(_NOT_MEASURED)
     data_cache = DataCache(arguments.data_root)
     rows: list[dict[str, object]] = []
     curves: dict[Path, tuple[str, pd.DataFrame]] = {}
+    without_curve: list[Omission] = []
+    errors: dict[Path, Exception] = {}
     for folder in _find_runs(arguments.runs):
         try:
             run = SavedRun(folder)
+            run.total_steps()
+        except UserError as error:
+            errors[folder] = error
+            continue
+        # An error here is one of the command line, and ends the command.
+        estimators = build_estimators(names, run) if names else None
+        try:
             data, _ = data_cache.get(run)
-            estimators = build_estimators(names, run) if names else None
             measured = measure(run, estimators, data, arguments.model, arguments.draws or 1000)
             metrics = read_metrics(folder)
-        except UserError as error:
-            _complain(error)
+        except (UserError, OSError) as error:
+            errors[folder] = error
             continue
+        if not measured.quality:
+            errors[folder] = UserError(_NOT_MEASURED)
         for name, quality in measured.quality.items():
             rows.append({"title": measured.title, "run": str(folder), "estimator": name})
             rows[-1] |= quality._asdict()
         if "gradient/bias" in metrics:
             curves[folder] = measured.trained_with, metrics
+        else:
+            without_curve.append(("no gradient in its metrics, so no curve", folder))
+    _complain_all(unread_runs(errors))
     if not rows:
         _complain("nothing could be measured")
         return 1
     by_title = pd.DataFrame(rows).groupby("title", sort=False)
     shown = {str(title): table.drop(columns="title") for title, table in by_title}
-    print_or_raise(render(shown, arguments.format, digits=3))
-    if arguments.output:
-        report.write_gradients(shown, curves, arguments.output)
+    try:
+        print_or_raise(render(shown, arguments.format, digits=3))
+    finally:  # the report is written even if the table cannot be printed
+        if arguments.output:
+            report.write_gradients(shown, curves, arguments.output)
+            if curves:
+                _complain_all(by_reason(without_curve))
     return 0
 
 
@@ -235,9 +301,21 @@ def _create_folder(output: Path | None) -> None:
 def _find_runs(paths: list[Path]) -> list[Path]:
     """Return every run folder at or below the paths, each once."""
     found: dict[Path, Path] = {}
+    reasons: dict[str, str] = {}
+
+    def record_error(error: OSError) -> None:
+        reasons[str(error.filename)] = str(error.strerror)
+
     for path in paths:
-        folders = find_runs(path)
+        folders = find_runs(path, record_error)
         if not folders:
-            _complain(f"{path} contains no run folder")
-        found |= {folder.resolve(): folder for folder in folders}
+            reasons.setdefault(str(path), "there is no run folder in it")
+        for folder in folders:
+            found.setdefault(folder.resolve(), folder)
+    _complain_all(f"{path}: {reason}" for path, reason in reasons.items())
     return list(found.values())
+
+
+def _complain_all(messages: Iterable[object]) -> None:
+    for message in messages:
+        _complain(message)

@@ -1,22 +1,24 @@
 """The failed jobs of a sweep: each job records its failure, and the sweep reports all of them.
 
 Jobs may run in other processes or on other machines, so a failure is a file in the sweep's folder.
-This module imports no torch, so that `--help` is fast.
+Every start of a sweep has records of its own, and no record is ever removed: several processes may
+share the folder of a sweep. This module imports no torch, so that `--help` is fast.
 """
 
 import json
-import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from vae.cli.overrides import override
+from vae.utils.commands import script_command
 from vae.utils.files import write_json
-
-FAILURES_FOLDER = "failed"
-"""The folder of the records, in the sweep's folder."""
 
 
 class JobFailure(NamedTuple):
@@ -27,53 +29,74 @@ class JobFailure(NamedTuple):
     overrides: list[str]
 
 
-class SweepFailures(Callback):
-    """A Hydra callback that remembers the folder of the sweep that this process has started.
+class OutputFolder(Callback):
+    """A Hydra callback that remembers in which folder this process has started a run or a sweep.
 
-    At the start of a sweep, it removes the records of an earlier sweep in the same folder. At the
-    end, it removes the folder if no run is in it, as with `resume=`.
+    At the end of a sweep, it removes the folder if the sweep has created it and no run is in it,
+    as with `resume=`.
     """
 
-    folder: ClassVar[Path | None] = None
+    sweep: ClassVar[Path | None] = None
+    """The folder of the sweep; None in a process that has started no sweep, such as a worker."""
+
+    existed: ClassVar[bool] = False
+    """Whether the folder of the run or of the sweep existed before the command was started."""
+
+    _records: ClassVar[Path]
+
+    def __init__(self, failed: str) -> None:
+        """Take the folder for the records of failed jobs: the same in every worker of a sweep."""
+        self._failed = failed
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget the sweep's folder: this process runs a single job."""
-        SweepFailures.folder = None
+        """Note that this process runs a single job."""
+        OutputFolder.sweep, OutputFolder.existed = None, False
+        with suppress(OmegaConfBaseException):  # Hydra reports it when it creates the folder
+            OutputFolder.existed = Path(config.hydra.run.dir).exists()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the sweep's folder, and remove old records."""
-        SweepFailures.folder = Path(config.hydra.sweep.dir)
-        shutil.rmtree(SweepFailures.folder / FAILURES_FOLDER, ignore_errors=True)
+        """Remember the folder of the sweep and the folder of its records."""
+        OutputFolder.sweep = Path(config.hydra.sweep.dir).absolute()
+        OutputFolder.existed = OutputFolder.sweep.exists()
+        OutputFolder._records = Path(self._failed).absolute()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove the sweep's folder if it holds nothing but Hydra's multirun.yaml."""
-        folder = Path(config.hydra.sweep.dir)
-        if folder.is_dir() and {file.name for file in folder.iterdir()} == {"multirun.yaml"}:
+        folder = OutputFolder.sweep
+        if folder is None or OutputFolder.existed or not folder.is_dir():
+            return
+        if {file.name for file in folder.iterdir()} == {"multirun.yaml"}:
             with suppress(OSError):  # another process may write to the folder
                 (folder / "multirun.yaml").unlink()
                 folder.rmdir()
 
 
-def record_failure(sweep: Path, job: int, failure: JobFailure) -> None:
-    """Write the record of a failed job into the sweep's folder.
+def record_failure(failure: JobFailure) -> None:
+    """Write the record of the job of this process.
 
     Raises:
-        OSError: The folder cannot be written to.
+        OSError: The folder of the sweep cannot be written to.
     """
-    (sweep / FAILURES_FOLDER).mkdir(exist_ok=True)
-    write_json(sweep / FAILURES_FOLDER / f"{job}.json", failure._asdict())
+    hydra_config = HydraConfig.get()
+    records = Path(hydra_config.runtime.cwd) / hydra_config.callbacks["output_folder"]["failed"]
+    records.mkdir(parents=True, exist_ok=True)
+    write_json(records / f"{hydra_config.job.num}.json", failure._asdict())
 
 
 def read_failures() -> dict[int, JobFailure]:
     """Return the failed jobs of the sweep that this process has started, by number."""
-    if SweepFailures.folder is None:
+    if OutputFolder.sweep is None:
         return {}
-    files = (SweepFailures.folder / FAILURES_FOLDER).glob("*.json")
+    files = OutputFolder._records.glob("*.json")
     failures = {int(file.stem): JobFailure(**json.loads(file.read_bytes())) for file in files}
     return dict(sorted(failures.items()))
 
 
-def override_that_resumes(folder: Path) -> str:
-    """Return the override with which the same command resumes a sweep."""
-    has_default_parent = folder.parent.name == "outputs"
-    return f"sweep={folder.name}" if has_default_parent else f"hydra.sweep.dir={folder}"
+def command_that_resumes(folder: Path) -> str:
+    """Return the command that resumes the sweep of this process in its folder."""
+    words = sys.argv[1:]
+    if not any(word.startswith(("sweep=", "hydra.sweep.dir=")) for word in words):
+        in_outputs = folder.parent == Path("outputs").absolute()
+        key, value = ("sweep", folder.name) if in_outputs else ("hydra.sweep.dir", str(folder))
+        words = [*words, override(key, value)]
+    return script_command("train.py", *words)

@@ -21,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae.cli.messages import Failure, describe_hydra_error
+from vae.cli.overrides import is_sweep, override, refuse_ignored_overrides
 from vae.cli.sweep import (
     JobFailure,
-    SweepFailures,
-    override_that_resumes,
+    OutputFolder,
+    command_that_resumes,
     read_failures,
     record_failure,
 )
@@ -32,8 +33,9 @@ from vae.config.describe import OPTIONS
 from vae.config.resolvers import register_resolvers
 from vae.runs.folder import remove_if_empty
 from vae.runs.status import score
-from vae.utils.errors import Diverged, UserError
-from vae.utils.signals import Interrupted, signals_as_exceptions
+from vae.utils.commands import script_command
+from vae.utils.errors import Diverged, UserError, first_line, is_out_of_memory
+from vae.utils.signals import Interrupted, end_with_parent, signals_as_exceptions
 from vae.utils.stdout import OutputClosed, print_error
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,18 @@ def main() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its errors
     status = 0
     try:
+        if is_sweep(sys.argv):
+            _move_flag_to_the_front()
+            refuse_ignored_overrides(sys.argv[1:], sweep=True)
         with signals_as_exceptions():
             job()
     except (Interrupted, KeyboardInterrupt) as interruption:
-        folder = SweepFailures.folder
-        return _report_interruption(interruption, _command_for_sweep(folder) if folder else None)
+        sweep = OutputFolder.sweep
+        hint = f"; to resume: {command_that_resumes(sweep)}" if sweep else ""
+        return _report_interruption(interruption, hint)
+    except UserError as error:
+        print_error("train.py", error)
+        return 2
     except Exception as error:
         failure = describe_hydra_error(error, sys.argv[1:])
         if failure is None:
@@ -74,27 +83,39 @@ def job(config: DictConfig) -> float | None:
         The score that a search maximises; None if the run has none.
     """
     hydra_config = HydraConfig.get()
+    os.chdir(hydra_config.runtime.cwd)  # paths start there, also with hydra.job.chdir=True
     sweeping = hydra_config.mode is RunMode.MULTIRUN
     created_folder = Path(hydra_config.runtime.output_dir)  # Hydra has already created it
     folder = created_folder if config.resume is None else Path(str(config.resume))
     overrides = list(hydra_config.overrides.task)
+    is_worker = sweeping and OutputFolder.sweep is None
+    if is_worker and "joblib" in hydra_config.launcher._target_:
+        parent_has_ended = end_with_parent()
+    else:
+        parent_has_ended = lambda: False
     try:
+        if not sweeping:
+            refuse_ignored_overrides([*hydra_config.overrides.hydra, *overrides], sweep=False)
         return _train(config, folder, overrides, sweeping)
     except (Interrupted, KeyboardInterrupt) as interruption:
-        remove_if_empty(created_folder)
-        command = f"train.py resume={folder}" if folder.exists() else None
-        if sweeping:
-            command = _command_for_sweep(Path(hydra_config.sweep.dir))
-        sys.exit(_report_interruption(interruption, command))
+        if OutputFolder.sweep is not None:
+            raise  # to `main`, which knows how to resume the sweep
+        _remove_if_unused(created_folder)
+        hint = " before anything was saved"
+        if is_worker:  # the process that has started it says how to resume
+            hint = ""
+        elif folder.exists():
+            command = script_command("train.py", override("resume", str(folder)))
+            hint = f"; to resume: {command}"
+        status = _report_interruption(interruption, hint)
+        if parent_has_ended():  # joblib would wait for the next job
+            os._exit(status)
+        sys.exit(status)
     except Exception as error:
         failure = _describe_run_error(error, folder)
         if sweeping:
             status, message = failure or Failure(1, f"{type(error).__name__}: {error}")
-            record_failure(
-                Path(hydra_config.sweep.dir),
-                hydra_config.job.num,
-                JobFailure(status, message, overrides),
-            )
+            record_failure(JobFailure(status, message, overrides))
         if failure is None:
             raise  # in a sweep, the sweeper decides whether to continue
         if not sweeping:
@@ -103,7 +124,7 @@ def job(config: DictConfig) -> float | None:
         log.error(failure.message)  # the sweep continues, and repeats the message at its end
         return None
     finally:
-        remove_if_empty(created_folder)
+        _remove_if_unused(created_folder)
 
 
 def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> float | None:
@@ -115,12 +136,14 @@ def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: boo
     from vae.config.resume import resumed_config
     from vae.experiment import NothingToDo, run_experiment
 
+    if not _is_unicode(str(folder.absolute()), *overrides):
+        raise UserError(f"{folder}: the locale lacks characters of the command; set PYTHONUTF8=1")
     threading.excepthook = _ignore_writer_errors
     logging.raiseExceptions = False  # training continues if the log cannot be printed
     if config.resume is not None:
         config = resumed_config(folder, config, overrides)
     try:
-        run_experiment(build_experiment(config), folder, overrides)
+        run_experiment(build_experiment(config), folder, overrides, wait=sweeping)
     except NothingToDo as finished:
         print(finished)
     except OutputClosed as error:  # training succeeded; only printing failed
@@ -132,6 +155,8 @@ def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: boo
 
 def _describe_run_error(error: Exception, folder: Path) -> Failure | None:
     """Return the status and the message of an expected error, or None for any other error."""
+    if is_out_of_memory(error):
+        return Failure(1, f"{folder}: not enough memory: {first_line(error)}")
     match error:
         case UserError():
             return Failure(2, str(error))
@@ -142,19 +167,30 @@ def _describe_run_error(error: Exception, folder: Path) -> Failure | None:
     return None
 
 
-def _report_interruption(interruption: BaseException, resuming_command: str | None) -> int:
-    """Print that the command was interrupted, and how to resume; return the exit status."""
+def _report_interruption(interruption: BaseException, hint: str) -> int:
+    """Print that the command was interrupted, followed by a hint; return the exit status."""
     if not isinstance(interruption, Interrupted):
         interruption = Interrupted(signal.SIGINT)
-    if resuming_command is None:
-        print_error("train.py", f"{interruption} before anything was saved")
-    else:
-        print_error("train.py", f"{interruption}; to resume: {resuming_command}")
+    print_error("train.py", f"{interruption}{hint}")
     return interruption.status
 
 
-def _command_for_sweep(folder: Path) -> str:
-    return f"the same command with {override_that_resumes(folder)}"
+def _move_flag_to_the_front() -> None:
+    """Put -m before the overrides, because argparse cannot read it between them."""
+    for flag in {"-m", "--multirun"}.intersection(sys.argv):
+        sys.argv.remove(flag)
+        sys.argv.insert(1, flag)
+
+
+def _remove_if_unused(created_folder: Path) -> None:
+    """Remove the folder that Hydra has created for a run in which nothing was saved."""
+    if not OutputFolder.existed:
+        remove_if_empty(created_folder)
+
+
+def _is_unicode(*words: str) -> bool:
+    """Return whether the locale could decode all bytes of the words."""
+    return not any("\udc80" <= character <= "\udcff" for word in words for character in word)
 
 
 def _ignore_writer_errors(failure: threading.ExceptHookArgs) -> None:

@@ -56,7 +56,7 @@ def collect(
     folders: Iterable[Path],
     data_cache: DataCache,
     importance_samples: int | None = None,
-    on_error: Callable[[UserError], None] | None = None,
+    on_error: Callable[[Path, UserError | OSError], None] | None = None,
 ) -> pd.DataFrame:
     """Return one row per run and model, the best model of a run before its last one.
 
@@ -69,7 +69,8 @@ def collect(
         data_cache: Where data sets are read.
         importance_samples: Samples of the importance-weighted bound; by default as many as the
             configuration of each run says.
-        on_error: Receives the error if a run cannot be read. The run is then left out.
+        on_error: Receives the folder and the error if a run cannot be read. The run is then left
+            out.
 
     Returns:
         A table with two levels of columns, empty if there is no run:
@@ -81,16 +82,16 @@ def collect(
         - `made_with`: revisions, versions of torch and devices, as sets
 
     Raises:
-        UserError: A run cannot be read, and there is no `on_error`.
+        UserError, OSError: A run cannot be read, and there is no `on_error`.
     """
     rows: list[dict[str, dict[str, Any]]] = []
     for folder in folders:
         try:
             rows += _read_run(folder, data_cache, importance_samples)
-        except UserError as error:
+        except (UserError, OSError) as error:
             if on_error is None:
                 raise
-            on_error(error)
+            on_error(folder, error)
     # Python objects, because a missing number would turn the integers of its column into floats.
     parts = {part: pd.DataFrame([row[part] for row in rows], dtype=object) for part in _PARTS}
     parts["setting"] = parts["setting"][_merge_orders(list(row["setting"]) for row in rows)]

@@ -5,6 +5,8 @@ told apart with every kind of colour vision. Save figures with `bbox_inches="tig
 long labels are outside of the canvas.
 """
 
+import math
+import os
 import textwrap
 import zlib
 from functools import cache
@@ -173,7 +175,7 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
     is_drawn = (measured["deviation"] > _NO_NOISE) & (measured["bias"] < _WORST_BIAS)
     drawn, others = (measured[chosen].to_dict("records") for chosen in (is_drawn, ~is_drawn))
     # The option's colour, also at other settings: reinmax:temperature=1.
-    options = measured[is_drawn]["estimator"].str.partition(":")[0]
+    options = measured[is_drawn]["estimator"].str.split(":").str[0]
     for row, look in zip(drawn, _styles_in_turn(options), strict=True):
         axes.errorbar(
             row["deviation"],
@@ -211,9 +213,11 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
     figure, axes = _figure(panels=3)
     methods = pd.Series([estimator for estimator, _ in curves.values()])
     is_alone = ~methods.duplicated(keep=False)
+    # A font cannot draw the bytes of a name that are not valid UTF-8.
+    names = [os.fsencode(folder.name).decode(errors="replace") for folder in curves]
     looks = _styles_in_turn(methods)
-    lines = zip(curves.items(), is_alone, looks, strict=True)
-    for (folder, (estimator, metrics)), alone, look in lines:
+    lines = zip(curves.values(), names, is_alone, looks, strict=True)
+    for (estimator, metrics), run_name, alone, look in lines:
         for axis, name in zip(axes, ("bias", "variance", "cosine"), strict=True):
             points = metrics.dropna(subset=[f"gradient/{name}"])
             axis.plot(
@@ -221,7 +225,7 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
                 points[f"gradient/{name}"],
                 color=look.color,
                 linestyle=look.linestyle,
-                label=estimator if alone else folder.name,
+                label=estimator if alone else run_name,
             )
             if name == "bias" and "gradient/bias_error" in points:
                 bias, error = points["gradient/bias"], points["gradient/bias_error"]
@@ -271,6 +275,6 @@ def _add_legend(axes: Axes) -> None:
         bbox_to_anchor=(1.02, 1),
         borderaxespad=0,
         frameon=False,
-        ncols=1 + (len(labels) - 1) // _LEGEND_ROWS,
+        ncols=math.ceil(len(labels) / _LEGEND_ROWS) or 1,
         fontsize="small",
     )

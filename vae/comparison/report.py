@@ -162,7 +162,8 @@ def _save(figure: Figure, folder: Path, name: str) -> Markup:
 
 
 def _write_text(file: Path, text: str) -> None:
-    write_atomically(file, text.encode())
+    # The names of run folders may hold bytes that are not valid UTF-8. They stay as they are.
+    write_atomically(file, text.encode(errors="surrogateescape"))
 
 
 def _data_url(image: Tensor) -> str:

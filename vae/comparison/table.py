@@ -63,13 +63,13 @@ class Comparison:
     Attributes:
         runs: The runs that count, in the order of groups and seeds: one row per run, with the
             columns of `collect` and `("run", "group")`, the label of the group.
-        excluded: Why each other run does not count, by the label of its group.
+        excluded: The runs that do not count, with the columns folder, group and reason.
         methods: The estimator or objective of each group, by label.
         settings: The settings that differ between groups: one row per group, by label.
     """
 
     runs: pd.DataFrame
-    excluded: pd.Series
+    excluded: pd.DataFrame
     methods: pd.Series
     settings: pd.DataFrame
 
@@ -135,7 +135,8 @@ def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
     settings = settings[first_run.sort_values(kind="stable").index]
     keys = differing(settings[[key for key in settings if not _is_ignored(str(key))]])
     runs = runs.copy()
-    shown = settings[keys].to_dict("records")
+    # Before pandas 3.1, to_dict("records") gives no record at all if there is no column.
+    shown = settings[keys].to_dict("records") or [{}] * len(runs)
     runs["run", "group"] = [*map(_label, shown, runs["run", "method"])]
     reasons = _exclusion_reasons(runs, selection.model)
     counted = runs[reasons.isna()]
@@ -144,7 +145,7 @@ def _compare(runs: pd.DataFrame, selection: Selection) -> Comparison:
     groups = groups.loc[_rank(counted, groups.index, selection)]
     return Comparison(
         runs=pd.concat([counted[counted["run", "group"] == label] for label in groups.index]),
-        excluded=reasons.set_axis(runs["run", "group"]).dropna(),
+        excluded=part(runs, "run")[["folder", "group"]].assign(reason=reasons).dropna(),
         methods=groups["run", "method"],
         settings=part(groups, "setting")[keys],
     )
@@ -232,7 +233,7 @@ def find_group(comparison: Comparison, description: str) -> str:
         settings = dict(*shared) | shown
         names = [comparison.methods[label], *shown.values()]
         return all(
-            _equals(settings.get(key), value)
+            key in settings and _equals(settings[key], value)
             if sign
             else any(_equals(name, key) for name in names)
             for key, sign, value in words
@@ -357,9 +358,9 @@ _HIGH = ("high", lambda values: interval(values)[1])
 
 def _note(comparison: Comparison, label: str) -> str:
     """Return what to know about a group: few seeds, excluded runs, mixed revisions or devices."""
-    runs, reasons = comparison.runs_of(label), comparison.excluded
+    runs, others = comparison.runs_of(label), comparison.excluded
     few = [f"n < {ENOUGH_SEEDS}"] if len(runs) < ENOUGH_SEEDS else []
-    excluded = Counter(reasons[reasons.index == label])
+    excluded = Counter(others[others["group"] == label]["reason"])
     distinct = {name: len(set().union(*sets)) for name, sets in part(runs, "made_with").items()}
     mixed = [f"{count} {name}" for name, count in distinct.items() if count > 1]
     return ", ".join([*few, *(f"{count} {reason}" for reason, count in excluded.items()), *mixed])

@@ -136,6 +136,7 @@ def _build_run(values: dict[str, Any], name: str, name_without_seed: str) -> Run
             continue  # VIMCO takes none
         if not isinstance(values.get(group), dict):
             raise UserError(f"{group} must be a group of keys, not {values.get(group)!r}")
+    _refuse_foreign_classes(values)
     top_level = _build_top_level(values)
     device = _choose_device(top_level.device)
     training = build(values, "training", TrainingConfig)
@@ -151,11 +152,6 @@ def _build_run(values: dict[str, Any], name: str, name_without_seed: str) -> Run
         check_measurable(objective, logging)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for target in foreign_targets(values):
-        raise UserError(
-            f"_target_={target}: only classes of the package vae can be used, because a run "
-            "folder may name no others"
-        )
     return RunConfig(
         source=source,
         objective=objective,
@@ -168,6 +164,18 @@ def _build_run(values: dict[str, Any], name: str, name_without_seed: str) -> Run
         name=name,
         name_without_seed=name_without_seed,
     )
+
+
+def _refuse_foreign_classes(values: dict[str, Any]) -> None:
+    """Raise UserError if a `_target_` is not a class that run folders may name."""
+    for target in foreign_targets(values):
+        if str(target).startswith("vae."):
+            raise UserError(f"_target_={target}: a run consists of no such class")
+        if target is not None:  # which the group that lacks a class reports itself
+            raise UserError(
+                f"_target_={target}: only classes of the package vae can be used, because a run "
+                "folder may name no others"
+            )
 
 
 def _check_length(training: TrainingConfig, source: Source) -> int:
@@ -229,7 +237,7 @@ def _check_objective_takes(target: object, estimator: Estimator) -> None:
     if takes is None:
         raise UserError(
             f"estimator: {objective.__name__} has a gradient of its own and takes no estimator; "
-            "use estimator=null"
+            "add '~estimator'"
         )
     if not isinstance(estimator, takes):
         known = (getattr(estimators, name) for name in estimators.__all__)

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from torch import nn
 
-from vae.utils.errors import UserError, close_match
+from vae.utils.errors import UserError, close_match, first_line, is_out_of_memory
 
 Built = TypeVar("Built")
 
@@ -31,11 +31,14 @@ def build(values: dict[str, Any], key: str, expected: type[Built], **extra: obje
 
     Raises:
         UserError: The object cannot be built, or is of another type.
+        RuntimeError: There is not enough memory for it.
     """
     config = OmegaConf.create(values)
     try:
         built = hydra.utils.instantiate(config[key], _convert_="all", **extra)
     except InstantiationException as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise error.__cause__ from error
         raise UserError(_explain(error, config)) from error
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from error
@@ -73,11 +76,6 @@ def describe_error(
             return f"{key.rstrip('.')}: {first['ctx']['error']}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key}={_text_of(first['input'])}: {message}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without a colon at its end."""
-    return str(error).partition("\n")[0].rstrip(":")
 
 
 def _explain(error: InstantiationException, config: DictConfig) -> str:

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from vae.config.instantiate import build, first_line
+from vae.config.instantiate import build
 from vae.data import DataSet, Source
 from vae.estimators import Estimator
 from vae.model import CategoricalVAE
@@ -21,7 +21,7 @@ from vae.schedules import Schedule
 from vae.tracking import LoggingConfig
 from vae.training import TrainingConfig, checkpoint
 from vae.training.checkpoint import WHICH, Checkpoint, Which
-from vae.utils.errors import UserError
+from vae.utils.errors import UserError, first_line
 
 Measured = TypeVar("Measured")
 
@@ -164,7 +164,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     file = folder / name
     try:
         config = OmegaConf.load(file)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} is not a run folder: it has no {name}") from error
     except Exception as error:  # PyYAML and OmegaConf share no base class
         raise UserError(f"{file} cannot be read: {first_line(error)}") from error

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 from vae.utils.errors import UserError
@@ -16,6 +17,7 @@ _KEYS = (
     "forward_temperature",
     "backward_temperature",
 )
+_MOST_REPLICAS = 1000  # each of them has its own folder with an open event file
 
 
 class ReplicaValues(NamedTuple):
@@ -48,6 +50,9 @@ def expand_replicas(values: Mapping[str, Any]) -> list[ReplicaValues]:
         for key, value in node.items() if isinstance(node, Mapping) else ():
             if key in _KEYS and isinstance(value, list):
                 axes[f"{group}.{key}"] = _distinct(f"{group}.{key}", value)
+    count = prod(len(choices) for choices in axes.values())
+    if count > _MOST_REPLICAS:
+        raise UserError(f"one run trains at most {_MOST_REPLICAS} replicas, and not {count}")
     return [
         _replica(values, dict(zip(axes, choice, strict=True)))
         for choice in product(*axes.values())

@@ -12,6 +12,7 @@ An experiment may hold a table of the settings that each estimator was published
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,8 @@ PUBLISHED = "published"
 
 OTHERS = "others"
 """The row that is used for settings which the row of an estimator lacks."""
+
+_LONGEST_NAME = 100  # file systems allow 255 bytes, of which the mark of a sweep's run takes some
 
 
 def register_resolvers() -> None:
@@ -66,17 +69,25 @@ def run_name(*, _root_: DictConfig) -> str:
     """Return the name of a run: "reinmax_4x8_seed0".
 
     It holds the estimator and any objective except the ELBO, latents x categories, and the seeds.
+    The end of a name that is too long for a folder is replaced by a hash. A character that a
+    folder's name should not have becomes a hyphen; such a value is refused later, by its type.
     """
     choices = _root_.hydra.runtime.choices
     methods = [choices.get("objective"), choices.get("estimator")]
     names = [name for name in methods if name and name != "negative_elbo"]
     size = f"{_root_.latents}x{_root_.categories}"
-    return "_".join([*names, size, _seeds_name(_root_.seed, _root_.seeds)])
+    name = "_".join([*names, size, _seeds_name(_root_.seed, _root_.seeds)])
+    if len(name) > _LONGEST_NAME:
+        name = name[:_LONGEST_NAME] + mark(name)
+    return re.sub(r"[^\w.+-]", "-", name)
 
 
-def mark(overrides: str) -> str:
-    """Return a short hash of the overrides that the name of a run does not show."""
-    return f"_{hashlib.sha256(overrides.encode()).hexdigest()[:6]}" if overrides else ""
+def mark(text: str) -> str:
+    """Return "_" and a short hash of a text; "" for an empty one.
+
+    The name of a sweep's run ends with the mark of those overrides that the name does not show.
+    """
+    return f"_{hashlib.sha256(text.encode()).hexdigest()[:6]}" if text else ""
 
 
 def or_else(value: object, default: object) -> object:

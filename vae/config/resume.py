@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae.config.describe import flatten
 from vae.config.load import read_config, total_steps
-from vae.runs.folder import CONFIG, REPLICAS
+from vae.runs.folder import CONFIG, REPLICAS, first_foreign_file
 from vae.utils.errors import UserError
 
 LOCATION_KEYS = ("resume", "sweep")
@@ -56,13 +56,19 @@ def holds_complete_run(folder: Path, name: str, values: dict[str, Any], steps: i
         steps: The number of steps of the run.
 
     Raises:
-        UserError: The folder holds another run, or a longer one.
+        UserError: The folder holds another run, or a longer one, or files that are not of a run.
     """
     other_name = {CONFIG: REPLICAS, REPLICAS: CONFIG}[name]
     if (folder / other_name).exists():
         content = {CONFIG: "replicas", REPLICAS: "a single run"}[name]
         raise UserError(f"{folder} holds another run: its {other_name} describes {content}")
     if not (folder / name).exists():
+        foreign = first_foreign_file(folder)
+        if foreign is not None:
+            raise UserError(
+                f"{foreign} would be overwritten, and no {name} says that it belongs to a run; "
+                "choose another folder"
+            )
         return False
     saved_values = read_config(folder, name)
     additional_steps = steps - total_steps(saved_values)

@@ -55,8 +55,7 @@ def antithetic_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     h = (log_p - rest).exp()  # (B, N, K): the share of the rest that each break takes
     h = torch.cat([h[..., :-1].clamp_max(0.5), torch.ones_like(h[..., :1])], -1)
     u = fine_uniform(h.shape, h.device)
-    breaks = torch.stack([u < h, 1 - u <= h])  # (2, B, N, K)
-    breaks[..., -1] = True
+    breaks = torch.stack([u < h, 1 - u <= h])  # (2, B, N, K), true at the end, where h = 1
     first = breaks.to(torch.uint8).argmax(-1)  # (2, B, N): the first break is the code
     earlier, later = first.amin(0), first.amax(0)
     # The factors of q(a) q(b) / Q(a, b): each position at which neither stick breaks contributes

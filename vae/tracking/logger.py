@@ -18,25 +18,24 @@ Numbers that are not finite, such as the norm of a gradient that overflows, are 
 """
 
 import json
-import shutil
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from vae.runs.folder import METRICS
 from vae.tracking.metrics import truncate
-from vae.utils.files import replace_nonfinite
+from vae.utils.files import replace_nonfinite, write_atomically
 from vae.utils.validation import Count, Whole, frozen
 
 _CUSTOM_SCALARS = {
     "bounds": {
-        "ELBO": ["Multiline", ["elbo/train", "elbo/valid"]],
-        "rate and distortion": ["Multiline", ["rate/train", "distortion/train"]],
+        "ELBO": ["Multiline", ["elbo/train$", "elbo/valid$"]],
+        "rate and distortion": ["Multiline", ["rate/train$", "distortion/train$"]],
     },
     "schedules": {
         "temperature": ["Multiline", ["schedule/temperature"]],
@@ -44,9 +43,18 @@ _CUSTOM_SCALARS = {
         "learning rate": ["Multiline", ["schedule/lr"]],
     },
 }
-"""The charts of TensorBoard's Custom Scalars tab, which show several curves together."""
+"""The charts of TensorBoard's Custom Scalars tab, which show several curves together.
+
+A tag is a regular expression for the start of a name. The `$` keeps *_low and *_high out.
+"""
 
 _BANDS = ("elbo", "rate", "distortion")
+
+_RESULTS = ".results"
+"""The end of the name of an event file with final numbers."""
+
+_PROJECTOR = "projector_config.pbtxt"
+_PROJECTED_FILES = ("metadata.tsv", "sprite.png", "tensors.tsv")
 
 
 @frozen
@@ -74,11 +82,18 @@ class Logger(AbstractContextManager["Logger"]):
     def __init__(self, folder: Path, step: int = 0) -> None:
         """Open the files of a run that starts at `step`, and discard points logged after `step`.
 
+        TensorBoard's default reader discards a point only if a point of the same name with an
+        equal or smaller step follows. The file with the final numbers of a shorter run is
+        therefore emptied. It is not removed, because a reader that has reached this file would
+        then never go on to the next one.
+
         Raises:
             OSError: The folder cannot be written to.
         """
         self._folder = folder
         truncate(folder / METRICS, step)
+        for results in folder.glob(f"events.out.tfevents.*{_RESULTS}"):
+            write_atomically(results, b"")
         self._metrics = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  # closed in __exit__
         self._writer = SummaryWriter(folder, purge_step=step + 1)
         self._writer.add_custom_scalars(_CUSTOM_SCALARS)
@@ -114,26 +129,31 @@ class Logger(AbstractContextManager["Logger"]):
 
     def log_embedding(self, step: int, codes: Tensor, labels: Tensor, images: Tensor) -> None:
         """Show codes (n, N, K) with labels (n,) and images (n, 1, H, W) in the Projector tab."""
-        # The writer stores the codes in a folder named after the step. Replace an older folder.
-        shutil.rmtree(self._folder / f"{step:05d}", ignore_errors=True)
+        self._remove_embedding(step)
         self._writer.add_embedding(codes.flatten(1), labels.tolist(), images, step, "codes")
 
-    def log_text(self, name: str, text: str) -> None:
-        """Show a text in a fixed-width block."""
-        self._writer.add_text(name, "\n".join("    " + line for line in text.splitlines()))
+    def log_results(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the final numbers of a run, in a file that is emptied when the run is resumed."""
+        self._writer.flush()  # some readers of TensorBoard never return to an earlier file
+        with SummaryWriter(self._folder, filename_suffix=_RESULTS) as writer:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
 
-    def log_results(
-        self, step: int, hyperparameters: Mapping[str, object], values: Mapping[str, float]
-    ) -> None:
-        """Log the final numbers, and the run's row in the HParams tab.
+    def _remove_embedding(self, step: int) -> None:
+        """Remove the codes of `step` and those that the Projector tab shows, and no other files.
 
-        The row is written through this writer, because `SummaryWriter.add_hparams` would create a
-        second run in another folder.
+        The writer stores codes in a folder named after the step, so it does not replace codes of
+        another step.
         """
-        for summary in hparams(dict(hyperparameters), dict(values)):
-            self._writer._get_file_writer().add_summary(summary)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        config = self._folder / _PROJECTOR
+        shown = config.read_text(errors="replace") if config.exists() else ""
+        for name in {f"{step:05d}", *re.findall(r'tensor_path: "(\d+)/codes/', shown)}:
+            codes = self._folder / name / "codes"
+            for file in _PROJECTED_FILES:
+                (codes / file).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder does not exist, or the user has put files into it
+                codes.rmdir()
+                codes.parent.rmdir()
 
 
 class ReplicaMeanWriter(AbstractContextManager["ReplicaMeanWriter"]):

@@ -13,7 +13,7 @@ from vae.training.group import ReplicaGroup
 from vae.training.monitor import check_measurable
 from vae.training.replica import TrainingResult, TrainingRun
 from vae.training.stacked import FiniteCheck, StackedObjectives
-from vae.training.step import EagerStep
+from vae.training.step import DeviceStep, EagerStep
 from vae.utils.errors import Diverged
 from vae.utils.signals import GracefulShutdown
 
@@ -90,8 +90,8 @@ def optimize(
 ) -> list[int]:
     """Take one training step with every replica; return the indices of those that skipped it.
 
-    A replica skips the step if `finite_check` finds that its loss or gradient is not finite. On a
-    CUDA graph, the index of the batch and the global step are tensors on the device.
+    A replica skips the step if `finite_check` finds that its loss or gradient is not finite. On
+    CUDA, the index of the batch and the global step are tensors on the device.
     """
     replicas.set_learning_rates(step)
     images = batches.get(batch_index)  # (R, B, D)
@@ -118,11 +118,14 @@ def _seeded_generators(runs: Sequence[TrainingRun], data: DataSet) -> list[torch
 
 def _build_step(
     replicas: StackedObjectives, batches: Batches, training: TrainingConfig, device: torch.device
-) -> EagerStep | CapturedStep:
-    if device.type == "cuda" and training.capture == "auto" and training.on_nan == "stop":
-        return CapturedStep(optimize, replicas, batches)
+) -> EagerStep:
+    finite_check: FiniteCheck | None = None
     if training.on_nan == "skip":
-        return EagerStep(optimize, replicas, batches, finite_check="gradient")
-    if device.type == "cpu":  # other devices would have to be synchronised at every step
-        return EagerStep(optimize, replicas, batches, finite_check="loss")
-    return EagerStep(optimize, replicas, batches)
+        finite_check = "gradient"
+    elif device.type == "cpu":  # other devices would have to be synchronised at every step
+        finite_check = "loss"
+    if device.type != "cuda":
+        return EagerStep(optimize, replicas, batches, finite_check=finite_check)
+    if training.capture == "auto" and finite_check is None:
+        return CapturedStep(optimize, replicas, batches)
+    return DeviceStep(optimize, replicas, batches, finite_check=finite_check)

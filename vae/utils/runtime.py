@@ -4,6 +4,8 @@ import ctypes
 import os
 import sys
 
+from vae.utils.errors import UserError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # constants of glibc's malloc.h
 _KEPT_BYTES, _LARGEST_HEAP_BLOCK = 2**30, 2**25
 
@@ -41,3 +43,21 @@ def configure_process() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`, if it is lower.
+
+    Raises:
+        UserError: The system does not allow so many.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise UserError(f"{count} files must be open at once, and `ulimit -Hn` allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -1,13 +1,17 @@
 """Ending a process on a signal: finish the step, save a checkpoint, then exit."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any, NoReturn
 
-_SIGNAL_NAMES = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"]  # not every system has all of them
+# Not every system has all of them. A closed terminal sends SIGHUP, and `ulimit -t` sends SIGXCPU.
+_SIGNAL_NAMES = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 
 class Interrupted(BaseException):
@@ -25,7 +29,9 @@ class Interrupted(BaseException):
 class GracefulShutdown:
     """A context manager that records the first signal; a second signal has its usual effect.
 
-    Outside the main thread signals cannot be handled, and nothing is recorded.
+    A signal that the process ignores stays ignored: `nohup` ignores SIGHUP, and a shell ignores
+    SIGINT for a command in the background of a script. Outside the main thread signals cannot be
+    handled, and nothing is recorded.
     """
 
     def __init__(self) -> None:
@@ -41,7 +47,8 @@ class GracefulShutdown:
         """Start to record signals."""
         if threading.current_thread() is threading.main_thread():
             for number in _available_signals():
-                self._previous_handlers[number] = signal.signal(number, self._record)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous_handlers[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,6 +100,32 @@ def signals_as_exceptions() -> Iterator[None]:
     finally:
         for number in unhandled:
             signal.signal(number, signal.SIG_DFL)
+
+
+@cache
+def end_with_parent(interval: float = 1.0) -> Callable[[], bool]:
+    """Send SIGTERM to this process as soon as its parent process has ended.
+
+    A worker whose parent is killed would otherwise go on alone. Repeated calls do no harm.
+
+    Args:
+        interval: Seconds between two looks at the parent.
+
+    Returns:
+        A function that returns whether the parent has ended.
+    """
+    parent = os.getppid()
+
+    def has_ended() -> bool:
+        return os.getppid() != parent
+
+    def watch() -> None:
+        while not has_ended():
+            time.sleep(interval)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return has_ended
 
 
 def _available_signals() -> list[int]:
