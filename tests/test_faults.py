@@ -137,7 +137,10 @@ def run(undisturbed, tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR1"))],
+    [
+        "SIGTERM",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP", "SIGUSR1")),
+    ],
 )
 def test_a_run_that_a_signal_ended_resumes_as_if_undisturbed(undisturbed, tmp_path, name):
     number = getattr(signal, name)

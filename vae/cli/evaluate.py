@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vae.runs.folder import find_runs
-from vae.utils.errors import UserError
+from vae.utils.errors import UserError, first_line, is_out_of_memory
 from vae.utils.runtime import configure_process
 from vae.utils.stdout import OutputClosed, print_error, print_or_raise, print_to_stderr
 
@@ -43,6 +43,11 @@ def main() -> int:
         return 2
     except (OSError, OutputClosed) as error:
         _complain(error)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _complain(f"not enough memory: {first_line(error)}")
         return 1
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -31,7 +31,7 @@ from vae.cli.sweep import (
 )
 from vae.config.describe import OPTIONS
 from vae.config.resolvers import register_resolvers
-from vae.runs.folder import remove_if_empty
+from vae.runs.folder import CONFIG, REPLICAS, remove_if_empty
 from vae.runs.status import score
 from vae.utils.commands import script_command
 from vae.utils.errors import Diverged, UserError, first_line, is_out_of_memory
@@ -101,12 +101,8 @@ def job(config: DictConfig) -> float | None:
         if OutputFolder.sweep is not None:
             raise  # to `main`, which knows how to resume the sweep
         _remove_if_unused(created_folder)
-        hint = " before anything was saved"
-        if is_worker:  # the process that has started it says how to resume
-            hint = ""
-        elif folder.exists():
-            command = script_command("train.py", override("resume", str(folder)))
-            hint = f"; to resume: {command}"
+        # The process that has started a worker says how to resume.
+        hint = "" if is_worker else _how_to_resume(folder)
         status = _report_interruption(interruption, hint)
         if parent_has_ended():  # joblib would wait for the next job
             os._exit(status)
@@ -165,6 +161,13 @@ def _describe_run_error(error: Exception, folder: Path) -> Failure | None:
         case OSError():
             return Failure(1, f"{folder}: {error}")
     return None
+
+
+def _how_to_resume(folder: Path) -> str:
+    """Return what follows "interrupted by SIGTERM" for a run in this folder."""
+    if not any((folder / name).exists() for name in (CONFIG, REPLICAS)):
+        return " before anything was saved"
+    return f"; to resume: {script_command('train.py', override('resume', str(folder)))}"
 
 
 def _report_interruption(interruption: BaseException, hint: str) -> int:

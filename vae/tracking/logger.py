@@ -13,7 +13,8 @@
 TensorBoard also has pictures, the histogram latent/code_usage and, for replicas that differ only
 in their seed, the bands *_low and *_high: see `ReplicaMeanWriter`.
 
-metrics.jsonl contains no times: two runs of the same command on the same CPU write the same bytes.
+metrics.jsonl contains no times: two runs of the same command on the same CPU with the same number
+of threads write the same bytes.
 Numbers that are not finite, such as the norm of a gradient that overflows, are null there.
 """
 
