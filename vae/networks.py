@@ -17,7 +17,7 @@ from vae.utils.validation import Count, frozen
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "gelu", "silu"]
 
-_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     # In place to save memory: no backward pass needs the input of the ReLU.
     "relu": lambda: nn.ReLU(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
@@ -26,13 +26,14 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
+"""How to build the module of each activation."""
 
 
 def mlp(sizes: list[int], activation: Activation) -> nn.Sequential:
     """Build linear layers of these sizes with the activation between them, but not at the end."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), _ACTIVATIONS[activation]()]
+        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -79,7 +80,9 @@ class Linear(Networks):
         return nn.Linear(code_size, image_shape[0] * image_shape[1])
 
 
-class _Reshape(nn.Module):
+class Reshape(nn.Module):
+    """Reshape each row of a batch: (B, ...) -> (B, *shape)."""
+
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.shape = shape
@@ -102,9 +105,9 @@ class Conv(Networks):
 
     def encoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
         height, width = self._check(image_shape)
-        activation = _ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS[self.activation]
         return nn.Sequential(
-            _Reshape(1, height, width),
+            Reshape(1, height, width),
             nn.Conv2d(1, self.channels, 4, stride=2, padding=1),
             activation(),
             nn.Conv2d(self.channels, 2 * self.channels, 4, stride=2, padding=1),
@@ -117,13 +120,13 @@ class Conv(Networks):
 
     def decoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
         height, width = self._check(image_shape)
-        activation = _ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS[self.activation]
         return nn.Sequential(
             nn.Linear(code_size, self.hidden),
             activation(),
             nn.Linear(self.hidden, self.channels * height * width // 8),
             activation(),
-            _Reshape(2 * self.channels, height // 4, width // 4),
+            Reshape(2 * self.channels, height // 4, width // 4),
             nn.ConvTranspose2d(2 * self.channels, self.channels, 4, stride=2, padding=1),
             activation(),
             nn.ConvTranspose2d(self.channels, 1, 4, stride=2, padding=1),

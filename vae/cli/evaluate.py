@@ -106,6 +106,7 @@ def _parse() -> argparse.Namespace:
     )
     add("--format", choices=["table", "markdown", "csv", "json"], default="table")
     add("--output", type=_path, metavar="FOLDER", help="write tables, figures and index.html here")
+    add("--no-explorer", action="store_true", help="leave the decoders out of index.html")
     add = parser.add_argument_group("to measure gradients instead of bounds").add_argument
     add("--gradients", action="store_true", help="bias, deviation, cosine and signal-to-noise")
     add(
@@ -124,6 +125,8 @@ def _parse() -> argparse.Namespace:
         parser.error(
             "--runs, --baseline, --by and --importance-samples cannot be used with --gradients"
         )
+    if arguments.no_explorer and (arguments.gradients or not arguments.output):
+        parser.error("--no-explorer needs --output, and cannot be used with --gradients")
     if arguments.draws == 1:
         parser.error("--draws: one draw has no standard deviation; use 2 or more")
     return arguments
@@ -195,7 +198,14 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
         print_or_raise(render(shown, arguments.format))
     finally:  # the report is written even if the table cannot be printed
         if arguments.output:
-            page = report.write(comparisons, groups, selection, data_cache, arguments.output)
+            page = report.write(
+                comparisons,
+                groups,
+                selection,
+                data_cache,
+                arguments.output,
+                with_explorer=not arguments.no_explorer,
+            )
             print_to_stderr(f"\nReport: {page}")
     return 0
 

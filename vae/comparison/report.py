@@ -1,13 +1,17 @@
-"""Write a comparison to a folder: tables, figures, and a page that contains both and pictures."""
+"""Write a comparison to a folder: tables, figures, and a page that contains both and pictures.
+
+The page also has an explorer, with which codes can be decoded in the browser.
+"""
 
 import base64
 import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -17,15 +21,28 @@ from torch import Tensor
 
 from vae.comparison import figures
 from vae.comparison.collect import DataCache
+from vae.comparison.explorer import collect_explorer, embedded_bytes
 from vae.comparison.render import Format, flatten, readable, render
 from vae.comparison.table import Comparison, Selection, numbers, run_table
 from vae.config.load import SavedRun
+from vae.model import CategoricalVAE
 from vae.tracking import pictures
 from vae.tracking.metrics import read_metrics
 from vae.utils.files import write_atomically
+from vae.utils.stdout import print_to_stderr
 
 _ENDINGS: dict[Format, str] = {"csv": "csv", "markdown": "md", "json": "json"}
 _ORIGINALS = 16  # above their reconstructions
+_EXPLORED = 10  # images whose codes can be loaded in the explorer: one of each digit
+_SHOWN = {"n", "ELBO", "95 %", "95 % of the difference", "IW bound", "log p(x)", "note"}
+"""The columns that the page shows at first, beside the settings and the difference."""
+
+
+class Column(NamedTuple):
+    """A column of the table in the page."""
+
+    heading: str
+    is_folded: bool
 
 
 class Section(NamedTuple):
@@ -33,13 +50,17 @@ class Section(NamedTuple):
 
     Attributes:
         title: The title of the data set.
-        table: The table of groups.
+        columns: The columns of the table of groups.
+        rows: The cells of the table of groups.
+        explorer: The content of the explorer; None without one.
         figures: SVG elements, by caption.
         pictures: Reconstructions and samples of each group's best seed, PNG files as data URLs.
     """
 
     title: str
-    table: Markup
+    columns: list[Column]
+    rows: list[list[str]]
+    explorer: dict[str, Any] | None
     figures: dict[str, Markup]
     pictures: dict[str, tuple[str, str]]
 
@@ -50,8 +71,11 @@ def write(
     selection: Selection,
     data_cache: DataCache,
     folder: Path,
+    with_explorer: bool = True,
 ) -> Path:
     """Write the tables, the figures and the page.
+
+    With an explorer, its size is printed to stderr before the page is written.
 
     Args:
         comparisons: The comparison of each data set, by title.
@@ -59,6 +83,7 @@ def write(
         selection: The models and the bound that were compared.
         data_cache: Where the data sets are read.
         folder: An existing folder.
+        with_explorer: Whether the page can decode codes; for this it contains decoders.
 
     Returns:
         The file of the page.
@@ -76,21 +101,31 @@ def write(
     _write_text(folder / "runs.csv", render(runs, "csv"))
     sections = []
     for index, (title, comparison) in enumerate(comparisons.items()):
-        table = text[title].to_html(
-            index=False, na_rep="-", float_format="{:.2f}".format, border=0
-        )
+        models, images = _best_models(comparison, selection, data_cache)
+        explored = with_explorer and bool(models)
         sections.append(
             Section(
                 title=title,
-                table=Markup(table),
+                columns=_columns(text[title]),
+                rows=[[_cell(value) for value in row] for row in text[title].to_numpy()],
+                explorer=collect_explorer(models, images[:_EXPLORED]) if explored else None,
                 figures=_draw(comparison, folder, f"_{index}" if index else ""),
-                pictures=_pictures(comparison, selection, data_cache),
+                pictures={label: _pictures(model, images) for label, model in models.items()},
             )
         )
-    templates = Environment(loader=PackageLoader("vae.comparison", "templates"), autoescape=True)
+    explorers = [section.explorer for section in sections if section.explorer]
+    if explorers:
+        size = embedded_bytes(explorers) / 1e6
+        print_to_stderr(f"Report: the explorer takes {size:.1f} MB; --no-explorer leaves it out")
     page = folder / "index.html"
-    _write_text(page, templates.get_template("report.html").render(sections=sections))
+    _write_text(page, render_page(sections))
     return page
+
+
+def render_page(sections: list[Section]) -> str:
+    """Return the page as HTML. It refers to no other file, and its policy forbids requests."""
+    templates = Environment(loader=PackageLoader("vae.comparison", "templates"), autoescape=True)
+    return templates.get_template("report.html").render(sections=sections, zip=zip)
 
 
 def write_gradients(
@@ -133,22 +168,50 @@ def _draw(comparison: Comparison, folder: Path, suffix: str) -> dict[str, Markup
     }
 
 
-def _pictures(
+def _best_models(
     comparison: Comparison, selection: Selection, data_cache: DataCache
-) -> dict[str, tuple[str, str]]:
-    """Return reconstructions and samples of the best seed of each group, as data URLs."""
-    drawn = {}
+) -> tuple[dict[str, CategoricalVAE], Tensor]:
+    """Return the model of the best seed of each group, by label, and some test images (n, D).
+
+    The images show one class after another. Without a run, there are none.
+    """
+    models: dict[str, CategoricalVAE] = {}
+    images = torch.empty(0)
     for label in comparison.labels():
         runs = comparison.runs_of(label)
         best = numbers(runs, selection.rank_by).fillna(-math.inf).argmax()
         run = SavedRun(runs["run", "folder"].iloc[best])
-        model, (data, _) = run.model(selection.model), data_cache.get(run)
-        originals = pictures.one_per_class_in_turn(data.test, _ORIGINALS)
-        drawn[label] = (
-            _data_url(pictures.reconstructions(model, originals)),
-            _data_url(pictures.samples(model, rows=4)),
-        )
-    return drawn
+        models[label] = run.model(selection.model)
+        images = pictures.one_per_class_in_turn(data_cache.get(run)[0].test, _ORIGINALS)
+    return models, images
+
+
+def _columns(table: pd.DataFrame) -> list[Column]:
+    """Return the columns of a table that `readable` has formatted.
+
+    The settings come before the column n.
+    """
+    headings = [str(heading) for heading in table]
+    shown = _SHOWN.union(headings[: headings.index("n")])
+    return [
+        Column(heading, is_folded=heading not in shown and not heading.startswith("difference"))
+        for heading in headings
+    ]
+
+
+def _cell(value: Any) -> str:
+    """Return a cell of such a table as text."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _pictures(model: CategoricalVAE, images: Tensor) -> tuple[str, str]:
+    """Return reconstructions of some images and samples, as data URLs."""
+    return (
+        _data_url(pictures.reconstructions(model, images)),
+        _data_url(pictures.samples(model, rows=4)),
+    )
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Markup:
