@@ -349,10 +349,12 @@ def test_report_folder_that_cannot_be_created_is_refused_before_anything_is_meas
     "words",
     [
         ["--baseline", "nonesuch"],
+        ["--runs", "--no-explorer"],
         ["--importance-samples", "0"],
         ["--format", "xml"],
         ["--model", "first"],
         ["--gradients", "--draws", "1"],
+        ["--gradients", "--no-explorer", "--output", "report"],
         ["--runs", "--draws", "5"],
         ["--runs", "--estimators", "reinmax"],
         ["--gradients", "--importance-samples", "5"],
@@ -413,6 +415,23 @@ def test_report_has_all_files_and_its_page_refers_to_no_other_file(sweep, evalua
     for drawing in folder.glob("*.svg"):
         text = " ".join(ElementTree.parse(drawing).getroot().itertext())
         assert "straight_through" in text or 'id="text_' in drawing.read_text()
+
+
+def test_explorer_is_left_out_of_the_page_on_demand(measured, evaluate, tmp_path):
+    pages = []
+    for words in ([], ["--no-explorer"]):
+        status, _, errors = evaluate(measured, "--output", tmp_path / "report", *words)
+        assert status == 0
+        assert ("Report: the explorer takes 0.1 MB" in errors) == (not words)
+        pages.append((tmp_path / "report/index.html").read_text())
+    assert [page.count('"weights": ') for page in pages] == [2, 0]
+    assert [page.count('class="explorer"') for page in pages] == [1, 0]
+
+
+def test_report_of_one_run_has_all_figures(measured, evaluate, tmp_path):
+    status, _, _ = evaluate(first_run(measured), "--output", tmp_path / "report")
+    assert status == 0
+    assert (tmp_path / "report/index.html").read_text().count("<svg") == 3
 
 
 def test_data_without_a_finished_run_has_no_figures(sweep, evaluate, tmp_path):

@@ -1,9 +1,12 @@
 """Estimators look different in figures, and panels and legends do not overlap."""
 
 import warnings
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from tests.helpers import option_names
 from vae.comparison import figures
@@ -84,3 +87,57 @@ def test_estimators_are_named_below_the_figure_if_none_can_be_drawn():
     figure = figures.bias_against_deviation(pd.DataFrame([row]), "title")
     figure.draw_without_rendering()
     assert "reinmax:samples=2 0.50" in figure.axes[0].get_xlabel()
+
+
+# Tooltips
+
+
+def tooltips_of(figure: Figure) -> list[str]:
+    """Return the texts of the tooltips in the SVG element of a figure."""
+    root = ElementTree.fromstring(figures.to_svg(figure, "salt"))
+    return [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+
+
+def test_points_and_curves_have_tooltips():
+    comparison = comparison_of(["a & <b>"])
+    metrics = pd.DataFrame({"step": [1.0, 2.0], "elbo/train": [-120.0, -100.0]})
+    curves = figures.learning_curves(comparison, {"a & <b>": metrics})
+    assert tooltips_of(curves) == [
+        "a & <b>",
+        "a & <b>, step 2: ELBO -100.00",
+        "a & <b>, step 1: ELBO -120.00",
+    ]
+    assert tooltips_of(figures.rate_distortion(comparison)) == [
+        "a & <b>, seed 0: rate 20.00, distortion 80.00, ELBO -100.00"
+    ]
+    assert tooltips_of(figures.final_bounds(comparison)) == [
+        "a & <b>, seed 0: ELBO -100.00",
+        "a & <b>: mean ELBO -100.00",
+    ]
+
+
+def test_figures_of_gradients_have_tooltips():
+    row = {"estimator": "reinmax", "bias": 0.5, "bias_error": 0.1, "deviation": 2.0}
+    (tooltip,) = tooltips_of(figures.bias_against_deviation(pd.DataFrame([row]), "title"))
+    assert tooltip == "reinmax: relative bias 0.500 ± 0.100, relative standard deviation 2.000"
+    names = ("bias", "variance", "cosine")
+    metrics = pd.DataFrame({"step": [7.0], **{f"gradient/{name}": [0.25] for name in names}})
+    figure = figures.gradient_along_training({Path("run"): ("reinmax", metrics)})
+    for name in names:
+        assert f"reinmax, step 7: {name} 0.25" in tooltips_of(figure)
+
+
+def test_long_curve_has_few_tooltips_and_one_of_them_at_its_end():
+    steps = pd.Series(range(1000), dtype=float)
+    metrics = pd.DataFrame({"step": steps, "elbo/train": steps - 2000})
+    figure = figures.learning_curves(comparison_of(["a"]), {"a": metrics})
+    texts = tooltips_of(figure)
+    assert len(texts) <= 30
+    assert "a, step 999: ELBO -1001.00" in texts
+
+
+@pytest.mark.filterwarnings("ignore:Glyph 1 ")  # matplotlib's font cannot draw it
+def test_figure_with_control_characters_in_a_label_is_valid_xml():
+    assert "a\ufffd, seed 0: ELBO -100.00" in tooltips_of(
+        figures.final_bounds(comparison_of(["a\x01"]))
+    )

@@ -119,11 +119,11 @@ def _describe_layers(decoder: nn.Module) -> list[Layer]:
 
 def _is_square(module: nn.ConvTranspose2d) -> bool:
     """Return whether the page can evaluate a convolution: the same in both directions, plain."""
-    pairs = (module.kernel_size, module.stride, module.padding)
-    plain = nn.ConvTranspose2d(
-        module.in_channels, module.out_channels, *(int(pair[0]) for pair in pairs)
+    kernel, stride, padding = (
+        int(pair[0]) for pair in (module.kernel_size, module.stride, module.padding)
     )
-    return repr(module) == repr(plain)
+    sizes = module.in_channels, module.out_channels, kernel
+    return repr(module) == repr(nn.ConvTranspose2d(*sizes, stride=stride, padding=padding))
 
 
 def _to_base64(values: Tensor) -> str:

@@ -1,19 +1,22 @@
 """Figures of finished runs. An estimator has the same colour, marker and line in all of them.
 
 The colours are from Okabe & Ito (2008) without yellow, which is too light on white. They can be
-told apart with every kind of colour vision. Save figures with `bbox_inches="tight"`: legends and
-long labels are outside of the canvas.
+told apart with every kind of colour vision. Save figures with `to_svg`, which adds the tooltips.
 """
 
+import io
 import math
 import os
+import re
 import textwrap
 import zlib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
@@ -29,7 +32,13 @@ _MOST_COMMON = [  # each has a colour; all other options share these colours
     *("exact", "disarm"),
 ]
 _LEGEND_ROWS = 40
+_TOOLTIP = "tooltip: "  # the group ids of artists that have a tooltip begin with this
+_TOOLTIPS_PER_CURVE = 25
+_NAMESPACES = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
 _NO_NOISE, _WORST_BIAS = 0.02, 2.0  # relative; beyond them, an estimator is named and not drawn
+
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 class Style(NamedTuple):
@@ -75,6 +84,31 @@ def _styles_in_turn(methods: pd.Series) -> list[Style]:
     return [*map(style, methods, methods.groupby(methods).cumcount())]
 
 
+def to_svg(figure: Figure, salt: str) -> str:
+    """Return a figure as an SVG element whose points and curves have tooltips.
+
+    The element is larger than the canvas: legends and long labels are outside of the canvas.
+
+    Args:
+        figure: A figure of this module.
+        salt: The ids in the element follow from it. Figures of one page need different salts.
+    """
+    file = io.StringIO()
+    no_metadata = dict.fromkeys(["Creator", "Date", "Format", "Type"])
+    with rc_context({"svg.hashsalt": salt}):  # the same figure always gives the same file
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata=no_metadata)
+    for prefix, uri in _NAMESPACES.items():
+        ElementTree.register_namespace(prefix, uri)
+    # The name of a folder may have characters that XML cannot represent.
+    root = ElementTree.fromstring(_NOT_IN_XML.sub("\ufffd", file.getvalue()))
+    for group in root.iter():
+        if group.get("id", "").startswith(_TOOLTIP):
+            title = ElementTree.Element(f"{{{_NAMESPACES['']}}}title")
+            title.text = group.attrib.pop("id").removeprefix(_TOOLTIP)
+            group.insert(0, title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
 def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) -> Figure:
     """Draw the ELBO during training: the mean over seeds, in a band from worst to best seed.
 
@@ -100,7 +134,13 @@ def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) ->
         if curves.empty:
             continue
         mean, low, high = curves.mean(axis=1), curves.min(axis=1), curves.max(axis=1)
-        axes.plot(mean, color=look.color, linestyle=look.linestyle, label=label)
+        axes.plot(
+            mean, color=look.color, linestyle=look.linestyle, label=label, gid=_TOOLTIP + label
+        )
+        for step in _thin_out(mean.index):
+            span = f", from {low[step]:.2f} to {high[step]:.2f}" if len(seeds) > 1 else ""
+            text = f"{label}, step {step:.0f}: ELBO {mean[step]:.2f}{span}"
+            _add_tooltip(axes, step, mean[step], text)
         axes.fill_between(curves.index, low, high, color=look.color, alpha=0.2, linewidth=0)
         final.append(mean.iloc[-1])
     axes.set(xlabel="step", ylabel=f"ELBO, {'held-out' if held_out else 'training'} images")
@@ -119,15 +159,19 @@ def rate_distortion(comparison: Comparison) -> Figure:
     for label in comparison.labels():
         look = looks[label]
         runs = comparison.runs_of(label)
+        rate, distortion = numbers(runs, "rate"), numbers(runs, "distortion")
         axes.plot(
-            numbers(runs, "rate"),
-            numbers(runs, "distortion"),
+            rate,
+            distortion,
             linestyle="none",
             marker=look.marker,
             color=look.color,
             alpha=0.8,
             label=label,
         )
+        for seed, x, y in zip(rate.index, rate, distortion, strict=True):
+            text = f"{label}, seed {seed}: rate {x:.2f}, distortion {y:.2f}, ELBO {-x - y:.2f}"
+            _add_tooltip(axes, x, y, text)
     reconstruction = -numbers(comparison.runs, "distortion")
     low, high = axes.get_xlim()
     bottom, top = sorted(-limit for limit in _window(reconstruction, reconstruction))
@@ -141,18 +185,25 @@ def rate_distortion(comparison: Comparison) -> Figure:
 def final_bounds(comparison: Comparison) -> Figure:
     """Draw the test ELBO of every seed and the mean of each group, the best group on top."""
     elbo = numbers(comparison.runs, "elbo")
-    by_group = elbo.groupby(comparison.runs["run", "group"].to_numpy(), sort=False)
-    means = by_group.mean().sort_values(ascending=False, kind="stable")
+    means = elbo.groupby(comparison.runs["run", "group"].to_numpy(), sort=False).mean()
+    means = means.sort_values(ascending=False, kind="stable")
     figure, (axes,) = _figure(height=0.7 + 0.3 * len(means))
     low, high = _window(elbo, means)
     looks = styles(comparison)
     for row, label in enumerate(means.index):
-        color, mean, values = looks[label].color, means[label], by_group.get_group(label)
+        color, mean, values = (
+            looks[label].color,
+            means[label],
+            numbers(comparison.runs_of(label), "elbo"),
+        )
         visible = values[values >= low]
         rows = [row] * len(visible)
         axes.plot(visible, rows, looks[label].marker, color=color, alpha=0.6, linestyle="none")
+        for seed, value in visible.items():
+            _add_tooltip(axes, value, row, f"{label}, seed {seed}: ELBO {value:.2f}")
         if mean >= low:
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=color, linewidth=2)
+            text = f"{_TOOLTIP}{label}: mean ELBO {mean:.2f}"
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=color, linewidth=2, gid=text)
         if len(visible) < len(values):
             text = f"◂ {values.min():.1f}"
             axes.annotate(text, (low, row), color=color, va="center", fontsize="small")
@@ -187,6 +238,11 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
             capsize=3,
             label=row["estimator"],
         )
+        text = (
+            f"{row['estimator']}: relative bias {row['bias']:.3f} ± {row['bias_error']:.3f}, "
+            f"relative standard deviation {row['deviation']:.3f}"
+        )
+        _add_tooltip(axes, row["deviation"], row["bias"], text)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -220,13 +276,18 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
     for (estimator, metrics), run_name, alone, look in lines:
         for axis, name in zip(axes, ("bias", "variance", "cosine"), strict=True):
             points = metrics.dropna(subset=[f"gradient/{name}"])
+            label = estimator if alone else run_name
+            values = points.set_index("step")[f"gradient/{name}"]
             axis.plot(
-                points["step"],
-                points[f"gradient/{name}"],
+                values,
                 color=look.color,
                 linestyle=look.linestyle,
-                label=estimator if alone else run_name,
+                label=label,
+                gid=_TOOLTIP + label,
             )
+            for step in _thin_out(values.index):
+                text = f"{label}, step {step:.0f}: {name} {values[step]:.3g}"
+                _add_tooltip(axis, step, values[step], text)
             if name == "bias" and "gradient/bias_error" in points:
                 bias, error = points["gradient/bias"], points["gradient/bias_error"]
                 low, high = (bias - error).clip(0), bias + error
@@ -236,6 +297,20 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
     axes[1].set_yscale("log")
     _add_legend(axes[-1])
     return figure
+
+
+def _thin_out(steps: pd.Index) -> pd.Index:
+    """Return the steps of a curve whose points have tooltips; the last one is among them."""
+    stride = math.ceil(len(steps) / _TOOLTIPS_PER_CURVE)
+    return steps[::-1][:: max(stride, 1)]
+
+
+def _add_tooltip(axes: Axes, x: float, y: float, text: str) -> None:
+    """Give a point a tooltip, by an invisible marker that is easy to hit.
+
+    The marker is an artist of its own, because matplotlib leaves out markers off the canvas.
+    """
+    axes.plot(x, y, "o", alpha=0, markersize=10, gid=_TOOLTIP + text)
 
 
 def _window(values: pd.Series, final: pd.Series) -> tuple[float, float]:

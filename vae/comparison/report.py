@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -216,12 +215,9 @@ def _pictures(model: CategoricalVAE, images: Tensor) -> tuple[str, str]:
 
 def _save(figure: Figure, folder: Path, name: str) -> Markup:
     """Write a figure to name.svg, and return its SVG element for the page."""
-    text = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):  # the same figure always gives the same file
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = text.getvalue()
+    svg = figures.to_svg(figure, salt=name)
     _write_text(folder / f"{name}.svg", svg)
-    return Markup(svg[svg.index("<svg") :])
+    return Markup(svg)
 
 
 def _write_text(file: Path, text: str) -> None:
