@@ -60,3 +60,16 @@ def test_comparing_a_run_reads_each_of_its_files_once(run, file_reads: CountRead
     counts = file_reads(run)
     assert {"config.yaml", "best.pt", "last.pt"} <= set(counts)
     assert set(counts.values()) == {1}
+
+
+def test_table_at_the_end_of_training_fits_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    train(tmp_path / "run", "training.steps=2")
+    table, _, hints = capsys.readouterr().out.partition("Run folder: ")
+    assert hints
+    assert max(map(len, table.splitlines())) <= 60
+    headings = next(line for line in table.splitlines() if line.startswith("model"))
+    assert headings.split() == ["model", "ELBO", "IW", "bound", "log", "p(x)", "rate"]
+    named = " ".join(table.split())
+    assert "No room for: distortion, ELBO of the mode, perplexity" in named
+    assert named.endswith("summary.json has all numbers.")

@@ -29,7 +29,7 @@ from vae.training.resume import resume_points
 from vae.utils.commands import script_command, tensorboard_command
 from vae.utils.files import write_atomically, write_json
 from vae.utils.runtime import allow_open_files
-from vae.utils.stdout import print_or_raise
+from vae.utils.stdout import print_or_raise, terminal_width
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _print_report(
     """Print the test bounds, one row per model, and the paths of the run folders."""
     import pandas as pd  # imported here because it takes half a second
 
-    from vae.comparison.render import render
+    from vae.comparison.columns import render_short, row_layout
     from vae.comparison.table import data_title
 
     title = data_title(data, run.top_level.importance_samples)
@@ -234,5 +234,6 @@ def _print_report(
     else:
         hints = [f"Run folder: {folder}"]
         hints += [f"To look at it: {tensorboard_command(folder.parent)}"]
-    table = render({title: pd.DataFrame(rows)}, "table")
+    layouts = {title: row_layout(pd.DataFrame(rows), ["model"])}
+    table = render_short(layouts, terminal_width(), f"{SUMMARY} has all numbers.")
     print_or_raise("\n".join(["", table, "", *hints]))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -89,8 +90,72 @@ def test_csv_has_all_documented_columns(sweep, evaluate):
 def test_tables_for_people_have_readable_headings(sweep, evaluate, form):
     status, output, _ = evaluate(sweep, "--format", form, "--baseline", "straight_through")
     assert status == 0
-    for word in ("ELBO", "±", "95 %", "difference", "probe accuracy"):
+    for word in ("ELBO", "±", "95 %", "difference", "IW bound"):
         assert word in output
+
+
+@pytest.mark.parametrize("mode", [[], ["--runs"], ["--gradients", "--draws", 2]], ids=str)
+def test_table_fits_a_terminal_and_names_the_columns_that_do_not(
+    measured, evaluate, monkeypatch, mode
+):
+    monkeypatch.setenv("COLUMNS", "60")
+    status, output, _ = evaluate(measured, *mode)
+    assert status == 0
+    assert max(map(len, output.splitlines())) <= 60
+    assert "No room for: " in output
+    assert "--columns all shows" in output
+
+
+def test_table_that_is_not_printed_to_a_terminal_may_be_wide(measured, evaluate, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, output, _ = evaluate(measured, "--importance-samples", 2)
+    assert max(map(len, output.splitlines())) > 100
+    assert "No room for" not in output
+    assert output.splitlines()[2].endswith("  log p(x)")
+    assert "probe accuracy" not in output
+
+
+def test_differences_are_to_the_best_group_if_no_baseline_is_named(measured, evaluate):
+    words = [measured, "--importance-samples", 2, "--columns", "difference"]
+    _, output, _ = evaluate(*words)
+    best, other = (line.split() for line in output.splitlines()[-2:])
+    assert best == ["straight_through", "3", "-"]
+    assert float(other[-1]) < 0
+    _, output, _ = evaluate(*words, "--baseline", other[0])
+    assert [line.split()[-1] for line in output.splitlines()[-2:]] == [other[-1].lstrip("-"), "-"]
+    for form in ("csv", "json"):
+        _, output, _ = evaluate(*words[:3], "--format", form)
+        assert "difference" not in output
+
+
+@pytest.mark.parametrize("form", ["table", "markdown"])
+def test_option_columns_chooses_columns_by_their_names_in_the_table_or_in_csv(
+    measured, evaluate, monkeypatch, form
+):
+    monkeypatch.setenv("COLUMNS", "20")  # the choice counts, even if it does not fit
+    words = [measured, "--importance-samples", 2, "--format", form, "--columns"]
+
+    def headings(*options: str) -> list[str]:
+        _, output, _ = evaluate(*words, *options)
+        line = output.splitlines()[2]
+        return re.split(r"\s*\|\s*|\s{2,}", line.strip("| "))
+
+    chosen = ["probe nll", "95 %", "ELBO of the mode"]
+    assert headings("probe nll,elbo_low,95 %,elbo_map") == ["estimator", "n", *chosen]
+    assert headings("accuracy", "--runs") == ["run", "probe accuracy"]
+    assert set(headings("all")) >= {"ELBO", "difference", "pairs", "probe accuracy", "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "suggestion"),
+    [([], "elbo_sdt", "elbo_std"), (["--runs"], "sed", "seed"), (["--gradients"], "bia", "bias")],
+)
+def test_unknown_column_is_status_2_and_the_nearest_name_is_suggested(
+    measured, evaluate, mode, name, suggestion
+):
+    status, output, errors = evaluate(measured, *mode, "--columns", name)
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert f"did you mean {suggestion}?" in errors
 
 
 def test_option_runs_prints_one_row_per_run(sweep, evaluate):
@@ -371,6 +436,10 @@ def test_report_folder_that_cannot_be_created_is_refused_before_anything_is_meas
         ["--gradients", "--estimators", "reinmax,"],
         ["--gradients", "--estimators", "reinmax:"],
         ["--gradients", "--baseline", ""],
+        ["--columns", ""],
+        ["--columns", "elbo,"],
+        ["--format", "csv", "--columns", "elbo"],
+        ["--format", "json", "--columns", "elbo"],
     ],
 )
 def test_wrong_command_line_is_status_2(sweep, evaluate, words):

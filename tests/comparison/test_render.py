@@ -31,9 +31,9 @@ def test_a_plain_table_has_aligned_columns_below_its_title():
     assert render({"mnist": TABLE}, "table").splitlines() == [
         "mnist:",
         "",
-        "run       elbo    active",
-        "x       -12.35         2",
-        "longer       -        10",
+        "run       elbo  active",
+        "x       -12.35       2",
+        "longer       -      10",
     ]
 
 

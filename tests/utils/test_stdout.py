@@ -1,8 +1,11 @@
 """Commands end with the right status and message if a standard stream cannot be used."""
 
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -104,3 +107,30 @@ def test_a_file_does_not_get_the_descriptor_of_a_closed_stream(redirection, tmp_
     body = f"open({str(tmp_path / 'file')!r}, 'w').write(str(os.open('.', os.O_RDONLY)))\nreturn 0"
     run_main(body, redirection)
     assert int((tmp_path / "file").read_text()) > 2
+
+
+def print_width_to(stdout: int, **variables: str) -> None:
+    """Start a process that prints the width of its stdout, which is a file descriptor."""
+    program = "from vae.utils.stdout import terminal_width; print(terminal_width())"
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | variables
+    subprocess.run([sys.executable, "-c", program], env=environment, stdout=stdout, check=True)
+
+
+@pytest.mark.parametrize(("variables", "width"), [({}, "93"), ({"COLUMNS": "70"}, "70")])
+def test_width_is_that_of_the_terminal_unless_columns_is_set(variables, width):
+    ours, stdout = os.openpty()
+    fcntl.ioctl(stdout, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 93, 0, 0))
+    print_width_to(stdout, **variables)
+    assert os.read(ours, 100).decode().strip() == width
+    os.close(ours)
+    os.close(stdout)
+
+
+@pytest.mark.parametrize(("variables", "width"), [({}, "None"), ({"COLUMNS": "70"}, "70")])
+def test_output_that_is_no_terminal_has_no_width_unless_columns_is_set(variables, width):
+    ours, stdout = os.pipe()
+    print_width_to(stdout, **variables)
+    assert os.read(ours, 100).decode().strip() == width
+    os.close(ours)
+    os.close(stdout)

@@ -19,14 +19,23 @@ from typing import TYPE_CHECKING, NoReturn
 from vae.runs.folder import find_runs
 from vae.utils.errors import UserError, first_line, is_out_of_memory
 from vae.utils.runtime import configure_process
-from vae.utils.stdout import OutputClosed, print_error, print_or_raise, print_to_stderr
+from vae.utils.stdout import (
+    OutputClosed,
+    print_error,
+    print_or_raise,
+    print_to_stderr,
+    terminal_width,
+)
 
 if TYPE_CHECKING:
+    from vae.comparison.columns import Layout
     from vae.comparison.table import Comparison
 
 # Everything that imports torch or pandas is imported in functions, so that --help is fast.
 
 _complain = partial(print_error, "evaluate.py")
+
+_FORMATS_FOR_PEOPLE = ("table", "markdown")
 
 _NOT_MEASURED = "exact is the reference of all other estimators, and is not measured"
 
@@ -105,6 +114,13 @@ def _parse() -> argparse.Namespace:
         help="read images from here, not from the run's data.root",
     )
     add("--format", choices=["table", "markdown", "csv", "json"], default="table")
+    add(
+        "--columns",
+        type=_columns,
+        metavar="NAMES",
+        help="all, or names as in the table or in csv (default: with --format table, as many of "
+        "the important columns as the terminal has room for; otherwise all)",
+    )
     add("--output", type=_path, metavar="FOLDER", help="write tables, figures and index.html here")
     add("--no-explorer", action="store_true", help="leave the decoders out of index.html")
     add = parser.add_argument_group("to measure gradients instead of bounds").add_argument
@@ -127,6 +143,8 @@ def _parse() -> argparse.Namespace:
         )
     if arguments.no_explorer and (arguments.gradients or not arguments.output):
         parser.error("--no-explorer needs --output, and cannot be used with --gradients")
+    if arguments.columns and arguments.format not in _FORMATS_FOR_PEOPLE:
+        parser.error("--columns needs --format table or markdown; csv and json have all columns")
     if arguments.draws == 1:
         parser.error("--draws: one draw has no standard deviation; use 2 or more")
     return arguments
@@ -156,6 +174,13 @@ def _baseline(word: str) -> str:
     return word
 
 
+def _columns(word: str) -> list[str]:
+    names = [name.strip() for name in word.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"'{word}' lacks the name of a column")
+    return names
+
+
 def _estimators(word: str) -> list[str]:
     if not all(part.strip() for part in re.split("[,:]", word)):
         raise argparse.ArgumentTypeError(f"'{word}' lacks the name of an estimator or a setting")
@@ -168,8 +193,9 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
 
     from vae.comparison import report
     from vae.comparison.collect import DataCache, collect
+    from vae.comparison.columns import group_layout, row_layout
     from vae.comparison.omissions import excluded_runs, partial_runs, unread_runs
-    from vae.comparison.render import flatten, readable, render
+    from vae.comparison.render import flatten, render
     from vae.comparison.table import Selection, compare, group_table, run_table
 
     data_cache = DataCache(arguments.data_root)
@@ -189,13 +215,26 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
         title: group_table(comparison, selection, baselines.get(title))
         for title, comparison in comparisons.items()
     }
-    if arguments.per_run:
-        shown = {title: run_table(comparison) for title, comparison in comparisons.items()}
+    run_tables = {title: run_table(comparison) for title, comparison in comparisons.items()}
+    if arguments.format not in _FORMATS_FOR_PEOPLE:
+        flat = {title: flatten(table) for title, table in groups.items()}
+        text = render(run_tables if arguments.per_run else flat, arguments.format)
+    elif arguments.per_run:
+        layouts = {
+            title: row_layout(table, ["run"], selection.rank_by)
+            for title, table in run_tables.items()
+        }
+        text = _render_for_people(layouts, arguments)
     else:
-        layout = readable if arguments.format in ("table", "markdown") else flatten
-        shown = {title: layout(table) for title, table in groups.items()}
+        # Without a baseline, the differences are those to the best group.
+        layouts = {
+            title: group_layout(group_table(comparison, selection, baseline))
+            for title, comparison in comparisons.items()
+            for baseline in [baselines.get(title) or next(iter(comparison.labels()), None)]
+        }
+        text = _render_for_people(layouts, arguments)
     try:
-        print_or_raise(render(shown, arguments.format))
+        print_or_raise(text)
     finally:  # the report is written even if the table cannot be printed
         if arguments.output:
             page = report.write(
@@ -208,6 +247,23 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
             )
             print_to_stderr(f"\nReport: {page}")
     return 0
+
+
+def _render_for_people(
+    layouts: "dict[str, Layout]", arguments: argparse.Namespace, digits: int = 2
+) -> str:
+    """Return tables with the columns that the command line chooses.
+
+    Raises:
+        UserError: The command line names an unknown column.
+    """
+    from vae.comparison.columns import choose, render_short
+    from vae.comparison.render import render
+
+    if arguments.columns or arguments.format != "table":
+        chosen = choose(layouts, arguments.columns or ["all"])
+        return render(chosen, arguments.format, digits)
+    return render_short(layouts, terminal_width(), "--columns all shows all columns.", digits)
 
 
 def _find_baselines(
@@ -242,12 +298,18 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
     from vae.cli.estimators import build_estimators, expand_names
     from vae.comparison import report
     from vae.comparison.collect import DataCache
+    from vae.comparison.columns import choose, row_layout
     from vae.comparison.gradients import measure
     from vae.comparison.omissions import Omission, by_reason, unread_runs
     from vae.comparison.render import render
     from vae.config.load import SavedRun
+    from vae.evaluation import GradientQuality
     from vae.tracking.metrics import read_metrics
 
+    labels = ["run", "estimator"]
+    if arguments.columns:  # an unknown name ends the command before anything is measured
+        unmeasured = pd.DataFrame(columns=[*labels, *GradientQuality._fields])
+        choose({"": row_layout(unmeasured, labels)}, arguments.columns)
     names = expand_names(arguments.estimators) if arguments.estimators else None
     if names and len(names) > 1 and "exact" in names:
         _complain(_NOT_MEASURED)
@@ -287,8 +349,13 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
         return 1
     by_title = pd.DataFrame(rows).groupby("title", sort=False)
     shown = {str(title): table.drop(columns="title") for title, table in by_title}
+    if arguments.format in _FORMATS_FOR_PEOPLE:
+        layouts = {title: row_layout(table, labels) for title, table in shown.items()}
+        text = _render_for_people(layouts, arguments, digits=3)
+    else:
+        text = render(shown, arguments.format)
     try:
-        print_or_raise(render(shown, arguments.format, digits=3))
+        print_or_raise(text)
     finally:  # the report is written even if the table cannot be printed
         if arguments.output:
             report.write_gradients(shown, curves, arguments.output)

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 from tabulate import tabulate
 
-from vae.comparison.table import BOUNDS, part
+from vae.comparison.table import BOUNDS, Bound, part
 
 Format = Literal["table", "markdown", "csv", "json"]
 
@@ -44,29 +44,58 @@ def readable(groups: pd.DataFrame) -> pd.DataFrame:
         for key, values in settings.items()
     }
     columns["n"] = groups["n", ""].map(str)
-    ranked_by = next(bound for bound in BOUNDS if (bound, "low") in groups)
-    of_bound = "" if ranked_by == "elbo" else f" of the {_HEADINGS[ranked_by]}"
-    headings = _HEADINGS | {"difference": f"difference{of_bound}"}
+    ranked_by = ranking_bound(groups)
     for quantity, statistic in _pairs(groups):
-        values, heading = groups[quantity, statistic], headings.get(quantity, quantity)
+        values = groups[quantity, statistic]
         if quantity in ("setting", "n") or values.isna().all() or (values == "").all():
             continue
         match statistic:
-            case "std" | "high" | "pairs":
+            case "std" | "high":
                 continue
             case "low":
-                heading = "95 % of the difference" if quantity == "difference" else "95 %"
                 cells = _join(part(groups, quantity)[["low", "high"]], " to ")
-            case "best_seed" | "worst_seed":
-                heading, cells = statistic, _join(values.to_frame(), "", digits=0)
+            case "best_seed" | "worst_seed" | "pairs":
+                cells = _join(values.to_frame(), "", digits=0)
             case "mean" if quantity in (*BOUNDS, "training_objective"):
                 cells = _join(part(groups, quantity)[["mean", "std"]], " ± ")
             case "mean" if quantity in ("steps", "difference"):
                 cells = _join(values.to_frame(), "", digits=0 if quantity == "steps" else 2)
             case _:
                 cells = values.tolist()
-        columns[heading.replace("_", " ")] = cells
+        columns[_heading(quantity, statistic, ranked_by)] = cells
     return pd.DataFrame(columns, index=groups.index)
+
+
+def readable_names(groups: pd.DataFrame) -> dict[str, str]:
+    """Return the heading in `readable` of each column in `flatten`, except that of the label."""
+    ranked_by = ranking_bound(groups)
+    headings = [_heading(*names, ranked_by) for names in _pairs(groups)]
+    return dict(zip(map(str, flatten(groups).columns[1:]), headings, strict=True))
+
+
+def ranking_bound(groups: pd.DataFrame) -> Bound:
+    """Return the bound by which the rows of a group table are ordered."""
+    return next(bound for bound in BOUNDS if (bound, "low") in groups)
+
+
+def heading(name: str) -> str:
+    """Return how tables for people call a measured number."""
+    return _HEADINGS.get(name, name.replace("_", " "))
+
+
+def _heading(quantity: str, statistic: str, ranked_by: Bound) -> str:
+    """Return how tables for people call a column of a group table."""
+    match quantity, statistic:
+        case "setting", _:
+            return statistic
+        case "difference", "mean":
+            return "difference" + ("" if ranked_by == "elbo" else f" of the {heading(ranked_by)}")
+        case _, "low" | "high":
+            return "95 % of the difference" if quantity == "difference" else "95 %"
+        case _, "best_seed" | "worst_seed" | "pairs":
+            return heading(statistic)
+        case _:
+            return heading(quantity)
 
 
 def _pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -99,10 +128,11 @@ def render(tables: Mapping[str, pd.DataFrame], form: Format, digits: int = 2) ->
         case "json":
             return json.dumps({title: _records(t) for title, t in tables.items()}, indent=2)
         case "markdown":
-            parts = [f"### {title}\n\n{_grid(t, 'github', digits)}" for title, t in tables.items()]
+            grids = {title: grid(to_cells(t, digits), "github") for title, t in tables.items()}
+            return "\n\n".join(f"### {title}\n\n{text}" for title, text in grids.items())
         case "table":
-            parts = [f"{title}:\n\n{_grid(t, 'plain', digits)}" for title, t in tables.items()]
-    return "\n\n".join(parts)
+            grids = {title: grid(to_cells(t, digits)) for title, t in tables.items()}
+            return "\n\n".join(f"{title}:\n\n{text}" for title, text in grids.items())
 
 
 def _records(table: pd.DataFrame) -> list[dict[Hashable, object]]:
@@ -111,12 +141,22 @@ def _records(table: pd.DataFrame) -> list[dict[Hashable, object]]:
     return values.where(values.notna(), None).to_dict("records")
 
 
-def _grid(table: pd.DataFrame, style: str, digits: int) -> str:
-    cells = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
-    align = ["right" if _is_numeric(column) else "left" for column in zip(*cells, strict=True)]
-    return tabulate(
-        cells, table.columns.tolist(), style, colalign=align or None, disable_numparse=True
-    )
+def to_cells(table: pd.DataFrame, digits: int = 2) -> list[list[str]]:
+    """Return the columns of a table as texts; the first text of a column is its heading."""
+    return [
+        [str(name), *(_cell(value, digits) for value in table[name].astype(object))]
+        for name in table
+    ]
+
+
+def grid(columns: list[list[str]], style: Literal["plain", "github"] = "plain") -> str:
+    """Return the columns of `to_cells` side by side. Columns of numbers are aligned right."""
+    rows = [*map(list, zip(*columns, strict=True))]
+    align = ["right" if _is_numeric(column[1:]) else "left" for column in columns]
+    if style == "github":
+        return tabulate(rows[1:], rows[0], style, colalign=align, disable_numparse=True)
+    # tabulate pads a row of headings by two spaces per column, but not a row of the table.
+    return tabulate(rows, tablefmt=style, colalign=align, disable_numparse=True)
 
 
 def _cell(value: object, digits: int) -> str:
@@ -125,5 +165,5 @@ def _cell(value: object, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def _is_numeric(cells: tuple[str, ...]) -> bool:
+def _is_numeric(cells: list[str]) -> bool:
     return all(cell[:1] in "-0123456789" for cell in cells)

@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO
@@ -55,6 +56,16 @@ def print_or_raise(text: str) -> None:
     except OSError as error:
         _redirect_to_null(sys.stdout)
         raise OutputClosed(f"the results could not be printed: {error.strerror}") from error
+
+
+def terminal_width() -> int | None:
+    """Return how many characters fit in a line of stdout.
+
+    Returns:
+        The value of the environment variable COLUMNS if it is set, and otherwise the width of the
+        terminal. None if stdout is not a terminal, where lines may have any length.
+    """
+    return shutil.get_terminal_size(fallback=(0, 0)).columns or None
 
 
 def print_error(program: str, message: object) -> None:
