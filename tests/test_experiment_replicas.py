@@ -18,6 +18,7 @@ import vae
 from tests.helpers import read_lines, read_scalars, run_script, subfolders, written
 from vae.runs.folder import locked
 from vae.runs.status import read_status
+from vae.tracking import BANDS, tag_of
 
 SMALL = [
     "data=mnist_5k",
@@ -65,29 +66,24 @@ def parent(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "parent"))
 
 
-BANDS = {
-    f"{name}/{split}" for name in ("elbo", "rate", "distortion") for split in ("train", "valid")
-}
-
-
 def assert_mean_and_band(folder: Path, replicas: list[Path]) -> None:
     """Compare the curves in a folder with the replicas' curves, to the rounding of float32."""
     curves, lines = read_scalars(folder), [read_lines(replica) for replica in replicas]
-    ends_of_bands = {f"{name}_{end}" for name in BANDS for end in ("low", "high")}
+    ends_of_bands = {f"seeds/{name}_{end}" for name in BANDS for end in ("low", "high")}
     names = set(lines[0][0]) - {"step", "epoch"}
-    assert set(curves) == names | ends_of_bands
+    assert set(curves) == set(map(tag_of, names)) | ends_of_bands
     for epoch in zip(*lines, strict=True):
         (step,) = {line["step"] for line in epoch}
         logged = {tag: dict(points).get(step) for tag, points in curves.items()}
         for name in names:
             values = [line[name] for line in epoch]
             mean = statistics.fmean(values)
-            assert logged[name] == pytest.approx(mean, rel=1e-6)
+            assert logged[tag_of(name)] == pytest.approx(mean, rel=1e-6)
             if name in BANDS:
                 deviation = statistics.stdev(values)
                 assert deviation > 0
-                assert logged[f"{name}_low"] == pytest.approx(mean - deviation, rel=1e-6)
-                assert logged[f"{name}_high"] == pytest.approx(mean + deviation, rel=1e-6)
+                assert logged[f"seeds/{name}_low"] == pytest.approx(mean - deviation, rel=1e-6)
+                assert logged[f"seeds/{name}_high"] == pytest.approx(mean + deviation, rel=1e-6)
     steps = [line["step"] for line in lines[0]]
     assert all([step for step, _ in points] == steps for points in curves.values())
 
@@ -136,7 +132,7 @@ def test_the_layout_of_custom_scalars_has_a_chart_with_a_band(finished):
     charts = {chart.title: chart.margin.series[0] for chart in category.chart}
     series = charts["elbo/valid"]
     assert (series.value, series.lower, series.upper) == (
-        *("elbo/valid", "elbo/valid_low", "elbo/valid_high"),
+        *("elbo/valid", "seeds/elbo/valid_low", "seeds/elbo/valid_high"),
     )
     assert len(charts) == 6
 
@@ -223,7 +219,7 @@ def test_finished_replicas_can_be_extended_together(finished, parent, tmp_path, 
         )
         assert lines.startswith(first_lines)
         assert [line["step"] for line in read_lines(parent / name)] == [40, 80, 120]
-        assert [step for step, _ in read_scalars(parent / name)["elbo/test"]] == [121]
+        assert [step for step, _ in read_scalars(parent / name)["elbo-test/last"]] == [121]
     assert_mean_and_band(parent, [parent / "seed_0", parent / "seed_1"])
     assert not list(tmp_path.glob("outputs/*"))
 
@@ -248,7 +244,7 @@ def test_a_replica_without_patience_logs_its_results_after_its_last_step(tmp_pat
     assert status == 0, errors
     for name, epochs in (("lr_0", 2), ("lr_0.001", 4)):
         assert [line["step"] for line in read_lines(grid / name)][-1] == 40 * epochs
-        steps = [step for step, _ in read_scalars(grid / name)["elbo/test"]]
+        steps = [step for step, _ in read_scalars(grid / name)["elbo-test/last"]]
         assert steps == [40 * epochs + 1]
         assert read_status(grid / name) == "finished"
 

@@ -206,7 +206,7 @@ def assert_same_replicas(parent: Path, expected: Path) -> None:
         assert_same_run(parent / name, expected / name)
         assert read_status_file(parent / name)["status"] == "finished"
     logged = read_tensorboard(parent)
-    assert logged["elbo/valid_low"]
+    assert logged["seeds/elbo/valid_low"]
     assert logged == read_tensorboard(expected)
 
 
@@ -259,7 +259,7 @@ def test_a_finished_run_can_be_extended(undisturbed, run, tmp_path, train):
     lines, first_lines = ((path / "metrics.jsonl").read_bytes() for path in (run, undisturbed))
     assert lines.startswith(first_lines)
     assert read_json(run / "summary.json")["epochs"] == 7
-    assert [step for step, _ in read_scalars(run)["elbo/test"]] == [281]
+    assert [step for step, _ in read_scalars(run)["elbo-test/last"]] == [281]
     assert not list(tmp_path.glob("outputs/*"))
 
 
@@ -345,8 +345,8 @@ def test_a_resumed_run_keeps_its_names_in_the_hparams_tab(tmp_path, train):
     metadata = EventAccumulator(str(tmp_path / "run")).Reload().summary_metadata
     start_info = metadata["_hparams_/session_start_info"].plugin_data.content
     hparams = HParamsPluginData.FromString(start_info).session_start_info.hparams
-    names = {name: hparams[name].string_value for name in ("estimator", "objective")}
-    assert names == {"estimator": "disarm", "objective": "negative_elbo"}
+    names = {name: hparams[name].string_value for name in ("estimator", "settings.objective")}
+    assert names == {"estimator": "disarm", "settings.objective": "negative_elbo"}
 
 
 def test_resuming_a_folder_that_does_not_exist_is_refused(tmp_path, train):

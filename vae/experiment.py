@@ -198,11 +198,13 @@ def _evaluate_and_log(
     # One step after the last, so that TensorBoard drops these points if the run is resumed or
     # evaluated again.
     step = result.steps + 1
-    results = {
+    results = {f"elbo-test/{which}": bounds["elbo"] for which, bounds in test.items()}
+    results |= {
         f"{name}/test": value
         for name, value in reported.items()
-        if value is not None and name not in CODE_TERMS
+        if name not in ("elbo", *CODE_TERMS)
     }
+    results = {name: value for name, value in results.items() if value is not None}
     training_run.logger.log_results(step, results)
     if run.logging.projected:
         images = data.test.images[: run.logging.projected]

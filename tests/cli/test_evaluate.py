@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from tests.helpers import read_json, run_script
+from tests.helpers import read_json, read_lines, read_scalars, run_script, subfolders
 from vae.comparison.collect import DataCache, collect
 from vae.comparison.table import BOUNDS
 from vae.runs.folder import find_runs
@@ -377,6 +377,17 @@ def test_report_is_written_even_if_the_table_cannot_be_printed(measured, tmp_pat
     assert (tmp_path / "report/index.html").exists()
 
 
+def test_means_over_seeds_are_written_for_tensorboard(measured, evaluate, tmp_path):
+    status, output, errors = evaluate(measured, "--tensorboard", "means")
+    assert (status, output) == evaluate(measured)[:2]
+    assert f"--logdir {Path('means')}" in errors
+    assert subfolders(tmp_path / "means") == ["reinforce_moving_average", "straight_through"]
+    lines = [read_lines(run)[-1] for run in sorted(measured.glob("straight_through_*"))]
+    curves = read_scalars(tmp_path / "means" / "straight_through")
+    mean = sum(line["elbo/valid"] for line in lines) / 3
+    assert curves["elbo/valid"][-1] == (41, pytest.approx(mean))
+
+
 # Exit statuses and messages
 
 
@@ -398,14 +409,15 @@ def test_message_says_why_no_run_could_be_compared(sweep, evaluate):
     ]
 
 
+@pytest.mark.parametrize("option", ["--output", "--tensorboard"])
 @pytest.mark.parametrize("below", ["", "below"])
-def test_report_folder_that_cannot_be_created_is_refused_before_anything_is_measured(
-    sweep, evaluate, tmp_path, below
+def test_folder_that_cannot_be_created_is_refused_before_anything_is_measured(
+    sweep, evaluate, tmp_path, option, below
 ):
     (tmp_path / "file").write_text("")
-    status, output, errors = evaluate(sweep, "--output", tmp_path / "file" / below)
+    status, output, errors = evaluate(sweep, option, tmp_path / "file" / below)
     assert (status, output) == (2, "")
-    assert errors.startswith("evaluate.py: --output ")
+    assert errors.startswith(f"evaluate.py: {option} ")
     assert errors.count("\n") == 1
     assert not list(sweep.glob("*/evaluation.json"))
 
@@ -424,6 +436,8 @@ def test_report_folder_that_cannot_be_created_is_refused_before_anything_is_meas
         ["--runs", "--estimators", "reinmax"],
         ["--gradients", "--importance-samples", "5"],
         ["--output", ""],
+        ["--tensorboard", ""],
+        ["--gradients", "--tensorboard", "means"],
         ["--data-root", ""],
         ["--data-root", "sweep/multirun.yaml"],
         ["--baseline", ""],

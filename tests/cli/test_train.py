@@ -108,15 +108,15 @@ def test_metrics_jsonl_has_a_line_with_every_curve_for_each_epoch(run):
 def test_tensorboard_has_every_curve_picture_and_setting(run):
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     tags = events.Tags()
-    assert {"elbo/train", "elbo/valid", "elbo/test", "rate/test"} <= set(tags["scalars"])
+    assert {"elbo/train", "elbo/valid", "elbo-test/best", "elbo-test/last"} <= set(tags["scalars"])
     assert {"schedule/temperature", "time/images_per_second"} <= set(tags["scalars"])
     assert set(tags["images"]) == {
-        "reconstructions",
-        "samples",
-        "first_latent_swept",
-        "code_usage",
+        "pictures/reconstructions",
+        "pictures/samples",
+        "pictures/traversal",
+        "pictures/usage",
     }
-    assert [image.step for image in events.Images("samples")] == [40, 80]
+    assert [image.step for image in events.Images("pictures/samples")] == [40, 80]
     assert tags["histograms"] == ["latent/code_usage"]
     assert "config/text_summary" in tags["tensors"]
     assert events.summary_metadata["_hparams_/session_start_info"]

@@ -21,7 +21,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from tests.helpers import TINY, subfolders, train_in, wait_until
+from tests.helpers import TINY, run_script, subfolders, train_in, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -59,9 +59,14 @@ CURVES = "node.nodeName === 'path' && (node.getAttribute('d') || '').length > 5"
 
 
 @pytest.fixture(scope="module")
-def sweep_address(trained: Path) -> Iterator[str]:
-    """Return the address of a TensorBoard server for a sweep."""
-    with tensorboard_server(trained, b"seed0") as address:
+def sweep_address(trained: Path, tmp_path_factory) -> Iterator[str]:
+    """Return the address of a TensorBoard server for a sweep and the means over its seeds."""
+    folder = tmp_path_factory.mktemp("sweep_and_means")
+    shutil.copytree(trained, folder / "sweep")
+    words = ("sweep", "--tensorboard", "means")
+    status, _, errors = run_script("evaluate.py", *words, cwd=folder)
+    assert status == 0, errors
+    with tensorboard_server(folder, b"means/straight_through") as address:
         yield address
 
 
@@ -152,27 +157,40 @@ def run_names(trained: Path) -> list[str]:
     return subfolders(trained)
 
 
-def test_time_series_shows_the_curves_of_every_run(page, sweep_address, run_names):
-    text = page.open_tab(sweep_address, "timeseries", "elbo", *run_names)
-    for tag in ("objective", "rate", "schedule"):
-        assert tag in text
+def test_time_series_begins_with_the_elbo_of_every_run(page, sweep_address, run_names):
+    text = page.open_tab(sweep_address, "timeseries", "elbo", "objective", *run_names)
+    groups = re.findall(r"(\S+)\s+\d+ cards", text)
+    assert groups[:3] == ["elbo", "elbo-test", "evaluation"]
+    assert re.search(r"(\S+)\s*(/\S+)\s+Alt \+ Scroll", text).groups() == ("elbo", "/train")
 
 
-def test_images_shows_the_pictures_of_every_run(page, sweep_address, run_names):
-    tags = ("reconstructions", "samples", "code_usage")
-    text = page.open_tab(sweep_address, "images", *tags, *run_names)
+def test_scalars_begins_with_the_elbo(page, sweep_address):
+    text = page.open_tab(sweep_address, "scalars", "elbo/valid", "elbo-test/last")
+    tags = re.findall(r"tag:\s+(\S+)", text)
+    assert tags == ["elbo/train", "elbo/valid", "elbo-test/best", "elbo-test/last"]
+
+
+def test_images_begins_with_reconstructions_and_samples(page, sweep_address, run_names):
+    text = page.open_tab(sweep_address, "images", "pictures/reconstructions", *run_names)
     page.wait_until(lambda: page.count(LARGE_PICTURES) > 0)
     page.save_screenshot("images")
+    tags = re.findall(r"pictures/\w+", text)
+    assert list(dict.fromkeys(tags))[:2] == ["pictures/reconstructions", "pictures/samples"]
+    assert tags[:6] == ["pictures/reconstructions"] * 6
     assert re.search(r"step\s+\d+", text)
 
 
-def test_hparams_has_a_row_with_bounds_for_every_run(page, sweep_address, run_names):
-    columns = ("elbo/test", "importance_weighted/test", "estimator")
-    page.open_tab(sweep_address, "hparams", *columns, *run_names)
+def test_hparams_shows_the_main_settings_and_the_test_elbo(page, sweep_address, run_names):
+    """The estimator and the seed differ between the runs, and therefore come first."""
+    main = ["estimator", "seed", "categories", "estimator.temperature", "latents"]
+    bounds = ["elbo-test/best", "elbo-test/last", "elbo/train", "elbo/valid"]
+    text = page.open_tab(sweep_address, "hparams", "Show Metrics", *main, *bounds, *run_names)
+    header = text.partition("Show Metrics")[2].split()
+    assert header[:9] == main + bounds
 
 
 def test_custom_scalars_shows_bounds_and_schedules(page, sweep_address):
-    titles = ("bounds", "ELBO", "rate and distortion", "temperature")
+    titles = ("bounds", "ELBO", "rate and distortion", "temperature", "over seeds")
     page.open_tab(sweep_address, "custom_scalars", *titles)
     page.wait_until(lambda: page.count(CURVES) > 100)  # curves are drawn after their frames
     page.save_screenshot("custom_scalars")
@@ -191,6 +209,19 @@ def test_projector_shows_the_test_codes(page, sweep_address):
     page.wait_until(lambda: bool(re.search(r"Points:\s*20\b", page.text())))
     driver.switch_to.default_content()
     page.save_screenshot("projector")
+
+
+def test_the_means_of_a_sweep_are_runs_with_a_band(page, sweep_address, run_names):
+    address = f"{sweep_address}?tagFilter=elbo%2Fvalid%24&runFilter=means"
+    names = ["means/reinforce_moving_average", "means/straight_through"]
+    page.open_tab(address, "timeseries", "elbo", "Smoothed", *names, screenshot="means")
+    rows = r"(\S+_\S+)\s+-[\d.]+\s+-[\d.]+\s+41\b"
+    page.wait_until(lambda: set(names) <= set(re.findall(rows, page.text())))
+    page.save_screenshot("means")
+    title = "mean and standard deviation over seeds"
+    page.open_tab(sweep_address, "custom_scalars", title, screenshot="means_band")
+    page.wait_until(lambda: page.count(FILLED_AREAS) > 0)
+    page.save_screenshot("means_band")
 
 
 def test_the_mean_of_replicas_is_a_run_beside_them(page, replicas_address):

@@ -30,10 +30,10 @@ def test_an_extended_run_has_the_results_and_the_codes_of_its_end_alone(script, 
     words = [*TINY, "training.epochs=1", "training.steps=null", "hydra.run.dir=run"]
     assert script("train.py", *words, cwd=tmp_path)[0] == 0
     run = tmp_path / "run"
-    assert (read_all(run, "elbo/test"), subfolders(run)) == ([41], ["00041"])
+    assert (read_all(run, "elbo-test/last"), subfolders(run)) == ([41], ["00041"])
     status, _, errors = script("train.py", "resume=run", "training.epochs=2", cwd=tmp_path)
     assert status == 0, errors
-    assert (read_all(run, "elbo/test"), subfolders(run)) == ([81], ["00081"])
+    assert (read_all(run, "elbo-test/last"), subfolders(run)) == ([81], ["00081"])
     assert read_all(run, "elbo/train") == [40, 80]
     files = re.findall(r'path: "(.*)"', (run / "projector_config.pbtxt").read_text())
     assert len(files) == 3 and all((run / file).is_file() for file in files)
@@ -42,10 +42,10 @@ def test_an_extended_run_has_the_results_and_the_codes_of_its_end_alone(script, 
 def test_results_are_gone_while_a_run_is_extended(tmp_path):
     with Logger(tmp_path) as logger:
         logger.log_scalars(2, 1, {"elbo/train": -1.0})
-        logger.log_results(3, {"elbo/test": -1.0})
-    assert read_all(tmp_path, "elbo/test") == [3]
+        logger.log_results(3, {"elbo-test/last": -1.0})
+    assert read_all(tmp_path, "elbo-test/last") == [3]
     with Logger(tmp_path, 2):
-        assert read_all(tmp_path, "elbo/test") == []
+        assert read_all(tmp_path, "elbo-test/last") == []
         assert read_all(tmp_path, "elbo/train") == [2]
 
 
@@ -87,7 +87,7 @@ def test_charts_of_several_curves_leave_out_the_bands_of_replicas(tmp_path):
     (tensor,) = EventAccumulator(str(tmp_path)).Reload().Tensors("custom_scalars__config__")
     bounds = Layout.FromString(tensor.tensor_proto.string_val[0]).category[0]
     patterns = {chart.title: chart.multiline.tag for chart in bounds.chart}
-    tags = ["elbo/train", "elbo/train_low", "elbo/train_high", "elbo/test", "elbo_map/train"]
+    tags = ["elbo/train", "elbo-test/last", "evaluation/elbo_map/train", "seeds/elbo/train_low"]
     shown = [tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns["ELBO"])]
     assert shown == ["elbo/train"]
 
@@ -104,8 +104,8 @@ def test_band_is_the_mean_plus_and_minus_the_sample_standard_deviation(tmp_path)
     curves = write_and_read(tmp_path, [-1.0, -2.0, -6.0])
     deviation = math.sqrt(7.0)
     assert curves["elbo/train"] == pytest.approx(-3)
-    assert curves["elbo/train_low"] == pytest.approx(-3 - deviation)
-    assert curves["elbo/train_high"] == pytest.approx(-3 + deviation)
+    assert curves["seeds/elbo/train_low"] == pytest.approx(-3 - deviation)
+    assert curves["seeds/elbo/train_high"] == pytest.approx(-3 + deviation)
 
 
 @pytest.mark.parametrize("nonfinite", [[math.nan], [-math.inf], [math.inf, -math.inf]])
@@ -113,4 +113,4 @@ def test_elbo_that_is_not_finite_makes_mean_and_band_not_finite(tmp_path, nonfin
     """The writer must not raise: the training objective may be finite all the same."""
     curves = write_and_read(tmp_path, [-1.0, *nonfinite])
     assert not math.isfinite(curves["elbo/train"])
-    assert math.isnan(curves["elbo/train_low"])
+    assert math.isnan(curves["seeds/elbo/train_low"])

@@ -166,8 +166,19 @@ def test_picture_is_the_same_at_every_call_and_leaves_the_global_generator_alone
 
 def test_usage_has_a_square_per_category_and_white_for_the_most_used():
     probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.2, 0.8]])
-    picture = pictures.usage(probabilities, zoom=4)
-    assert picture.shape == (1, 2 * 4, 3 * 4)
+    picture = pictures.usage(probabilities)
     shades = torch.tensor([[1.0, 0.5, 0.5], [0.0, 0.25, 1.0]])
-    squares = picture.reshape(2, 4, 3, 4).permute(0, 2, 1, 3)  # (N, K, zoom, zoom)
-    assert torch.equal(squares, shades[..., None, None].expand(-1, -1, 4, 4))
+    squares = shades.repeat_interleave(12, 0).repeat_interleave(12, 1)
+    assert torch.equal(picture[0, -2 * 12 :, -3 * 12 :], squares)
+
+
+def test_usage_has_axes_with_names_and_numbers():
+    """The axes are above and to the left of the squares, and depend on their number alone."""
+    pictures_of_usage = [pictures.usage(torch.rand(n, k)) for n, k in ((4, 5), (4, 5), (4, 6))]
+    axes = [picture[0, :24] for picture in pictures_of_usage]
+    assert torch.equal(axes[0], axes[1])
+    assert axes[0].min() < 0.1  # there is text
+    last_number = [picture[12:, -10:] for picture in axes]
+    assert not torch.equal(last_number[0], last_number[2])
+    rows = [pictures.usage(torch.ones(n, 5))[0, -12:, : -5 * 12] for n in (4, 5)]
+    assert not torch.equal(*rows)

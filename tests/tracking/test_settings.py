@@ -90,9 +90,28 @@ def test_every_setting_and_bound_of_every_run_has_a_column(train, tmp_path):
     assert list(hparams.rows) == ["first", "replicas/seed_0", "replicas/seed_1"]
     first, replica, _ = hparams.rows.values()
     assert "estimator.temperature" in first and "estimator.temperature" not in replica
-    assert (replica["training.clip"], replica["objective.samples"]) == (1.0, 5.0)
+    clip, samples = replica["settings.training.clip"], replica["settings.objective.samples"]
+    assert (clip, samples) == (1.0, 5.0)
     assert set(hparams.columns) == {*first, *replica}
-    assert {"elbo/test", "log_likelihood/test"} <= set(hparams.metrics)
+    assert {"elbo-test/last", "evaluation/log_likelihood/test"} <= set(hparams.metrics)
+
+
+def test_the_main_settings_and_the_test_elbo_come_first(train, tmp_path):
+    """TensorBoard shows five columns of each kind. Settings that differ come before others."""
+    main = ["categories", "estimator", "estimator.temperature", "latents", "optimizer.lr", "seed"]
+    train(*ONE_EPOCH, "seed=0", "hydra.run.dir=runs/first")
+    hparams = read_hparams(tmp_path / "runs")
+    assert hparams.columns[:6] == main
+    assert hparams.metrics[:3] == ["elbo-test/best", "elbo-test/last", "elbo/train"]
+    train(*ONE_EPOCH, "seed=1", "training.batch_size=50", "hydra.run.dir=runs/second")
+    differing = ["seed", "settings.training.batch_size", "settings.training.steps"]
+    assert read_hparams(tmp_path / "runs").columns[:8] == [*differing, *main[:5]]
+
+
+def test_a_setting_that_repeats_another_has_no_column(train, tmp_path):
+    train(*TWO_STEPS, "latents=3", "hydra.run.dir=runs/run")
+    row = read_hparams(tmp_path / "runs").rows["run"]
+    assert [name for name, value in row.items() if name.endswith("latents")] == ["latents"]
 
 
 def test_rows_can_be_sorted_by_every_setting(train, tmp_path):
@@ -101,7 +120,7 @@ def test_rows_can_be_sorted_by_every_setting(train, tmp_path):
     train(*TWO_STEPS, "hydra.run.dir=runs/numbers")
     train(*TWO_STEPS, *schedules, "estimator/temperature=linear", "hydra.run.dir=runs/schedules")
     hparams = read_hparams(tmp_path / "runs")
-    for key in ("optimizer.lr", "objective.beta", "estimator.temperature"):
+    for key in ("optimizer.lr", "settings.objective.beta", "estimator.temperature"):
         assert isinstance(hparams.rows["numbers"][key], float)
         assert hparams.rows["schedules"][f"{key}._target_"] == "Linear"
     for column in hparams.columns:
@@ -112,7 +131,7 @@ def test_a_resumed_run_shows_its_new_settings(train, tmp_path):
     train(*ONE_EPOCH, "hydra.run.dir=runs/run")
     train("resume=runs/run", "training.epochs=2")
     row = read_hparams(tmp_path / "runs").rows["run"]
-    assert (row["training.epochs"], row["training.steps"]) == (2, 80)
+    assert (row["settings.training.epochs"], row["settings.training.steps"]) == (2, 80)
     events = EventAccumulator(str(tmp_path / "runs/run"), purge_orphaned_data=False).Reload()
     (config,) = events.Tensors("config/text_summary")
     assert b"    epochs: 2\n" in config.tensor_proto.string_val[0] + b"\n"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vae.runs.folder import find_runs
+from vae.utils.commands import tensorboard_command
 from vae.utils.errors import UserError, first_line, is_out_of_memory
 from vae.utils.runtime import configure_process
 from vae.utils.stdout import (
@@ -45,7 +46,8 @@ def main() -> int:
     try:
         arguments = _parse()
         configure_process()
-        _create_folder(arguments.output)
+        _create_folder("--output", arguments.output)
+        _create_folder("--tensorboard", arguments.tensorboard)
         return _compare_gradients(arguments) if arguments.gradients else _compare_bounds(arguments)
     except UserError as error:
         _complain(error)
@@ -123,6 +125,12 @@ def _parse() -> argparse.Namespace:
     )
     add("--output", type=_path, metavar="FOLDER", help="write tables, figures and index.html here")
     add("--no-explorer", action="store_true", help="leave the decoders out of index.html")
+    add(
+        "--tensorboard",
+        type=_path,
+        metavar="FOLDER",
+        help="write the means over seeds here, one TensorBoard run per group",
+    )
     add = parser.add_argument_group("to measure gradients instead of bounds").add_argument
     add("--gradients", action="store_true", help="bias, deviation, cosine and signal-to-noise")
     add(
@@ -145,6 +153,8 @@ def _parse() -> argparse.Namespace:
         parser.error("--no-explorer needs --output, and cannot be used with --gradients")
     if arguments.columns and arguments.format not in _FORMATS_FOR_PEOPLE:
         parser.error("--columns needs --format table or markdown; csv and json have all columns")
+    if arguments.gradients and arguments.tensorboard:
+        parser.error("--tensorboard cannot be used with --gradients")
     if arguments.draws == 1:
         parser.error("--draws: one draw has no standard deviation; use 2 or more")
     return arguments
@@ -194,6 +204,7 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
     from vae.comparison import report
     from vae.comparison.collect import DataCache, collect
     from vae.comparison.columns import group_layout, row_layout
+    from vae.comparison.means import write_means
     from vae.comparison.omissions import excluded_runs, partial_runs, unread_runs
     from vae.comparison.render import flatten, render
     from vae.comparison.table import Selection, compare, group_table, run_table
@@ -246,6 +257,10 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
                 with_explorer=not arguments.no_explorer,
             )
             print_to_stderr(f"\nReport: {page}")
+        if arguments.tensorboard:
+            write_means(comparisons, arguments.tensorboard)
+            command = tensorboard_command(arguments.tensorboard)
+            print_to_stderr(f"\nTo look at the means over seeds: {command}")
     return 0
 
 
@@ -364,8 +379,8 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _create_folder(output: Path | None) -> None:
-    """Create the folder of the report before anything is measured.
+def _create_folder(option: str, output: Path | None) -> None:
+    """Create the folder of an option before anything is measured.
 
     Raises:
         UserError: The folder cannot be created or written to.
@@ -377,7 +392,7 @@ def _create_folder(output: Path | None) -> None:
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}") from error
+        raise UserError(f"{option} {output}: {error.strerror}") from error
 
 
 def _find_runs(paths: list[Path]) -> list[Path]:

@@ -2,16 +2,26 @@
 
     objective/{loss,distortion,rate}    mean over the epoch of the training objective; not a bound
     objective/skipped                   steps of the epoch that were skipped; with on_nan=skip only
-    elbo/{train,valid,test}             of the discrete model; also elbo_map/, rate/, distortion/
-    {importance_weighted,log_likelihood}/test
+    elbo/{train,valid}                  of the discrete model; also elbo_map/, rate/, distortion/
     latent/{perplexity,active,entropy}  of held-out images, or of training images if there are none
     schedule/{lr,beta,temperature}      at the step
     gradient/norm                       at the last step of the epoch, before clipping
     gradient/{bias,bias_error,variance,cosine}  of the estimator; see vae.evaluation.gradients
-    time/images_per_second              of training alone; in TensorBoard only
 
-TensorBoard also has pictures, the histogram latent/code_usage and, for replicas that differ only
-in their seed, the bands *_low and *_high: see `ReplicaMeanWriter`.
+TensorBoard alone has
+
+    elbo-test/{best,last}               of each saved model, at the end of the run
+    evaluation/{elbo_map,rate,distortion,importance_weighted,log_likelihood}/test
+                                        of the best model, or of the last one without a best one
+    time/images_per_second              of training alone
+    pictures/{reconstructions,samples,traversal,usage}
+    latent/code_usage                   a histogram
+    seeds/*_{low,high}                  bands over seeds: see `ReplicaMeanWriter`
+
+TensorBoard orders charts and columns by their names, so the alphabet decides what is seen first.
+elbo_map/, rate/ and distortion/ are therefore below evaluation/ there: see `tag_of`. The hyphen in
+elbo-test/ puts the test ELBO first in the HParams tab, where "-" comes before "/", and below the
+curves in Time Series and Scalars, where "/" comes before "-".
 
 metrics.jsonl contains no times: two runs of the same command on the same CPU with the same number
 of threads write the same bytes.
@@ -35,8 +45,11 @@ from vae.utils.validation import Count, Whole, frozen
 
 _CUSTOM_SCALARS = {
     "bounds": {
-        "ELBO": ["Multiline", ["elbo/train$", "elbo/valid$"]],
-        "rate and distortion": ["Multiline", ["rate/train$", "distortion/train$"]],
+        "ELBO": ["Multiline", ["elbo/train", "elbo/valid"]],
+        "rate and distortion": [
+            "Multiline",
+            ["evaluation/rate/train", "evaluation/distortion/train"],
+        ],
     },
     "schedules": {
         "temperature": ["Multiline", ["schedule/temperature"]],
@@ -46,10 +59,15 @@ _CUSTOM_SCALARS = {
 }
 """The charts of TensorBoard's Custom Scalars tab, which show several curves together.
 
-A tag is a regular expression for the start of a name. The `$` keeps *_low and *_high out.
+A tag is a regular expression for the start of a name.
 """
 
-_BANDS = ("elbo", "rate", "distortion")
+BANDS = tuple(
+    f"{name}/{split}" for name in ("elbo", "rate", "distortion") for split in ("train", "valid")
+)
+"""The names in metrics.jsonl of the numbers that have a band over seeds."""
+
+_BELOW_ELBO = ("elbo_map", "rate", "distortion", "importance_weighted", "log_likelihood")
 
 _RESULTS = ".results"
 """The end of the name of an event file with final numbers."""
@@ -75,6 +93,15 @@ class LoggingConfig:
     train_images: Count
     projected: Whole
     gradient_every: Whole
+
+
+def tag_of(name: str) -> str:
+    """Return the name in TensorBoard of a bound, or of any other number of metrics.jsonl.
+
+    All bounds but the ELBO, and their terms, are in one group. TensorBoard orders groups by their
+    names, and would show elbo_map and distortion before the ELBO.
+    """
+    return f"evaluation/{name}" if name.partition("/")[0] in _BELOW_ELBO else name
 
 
 class Logger(AbstractContextManager["Logger"]):
@@ -109,7 +136,7 @@ class Logger(AbstractContextManager["Logger"]):
         line = {"step": step, "epoch": epoch, **values}
         print(json.dumps(replace_nonfinite(line), allow_nan=False), file=self._metrics, flush=True)
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(tag_of(name), value, step)
 
     def flush(self) -> None:
         """Hand everything to the operating system, so that a killed process loses nothing."""
@@ -122,7 +149,7 @@ class Logger(AbstractContextManager["Logger"]):
 
     def log_picture(self, step: int, name: str, image: Tensor) -> None:
         """Log a picture (1, height, width), float32 in [0, 1]."""
-        self._writer.add_image(name, image, step)
+        self._writer.add_image(f"pictures/{name}", image, step)
 
     def log_histogram(self, step: int, name: str, values: Tensor) -> None:
         """Log a histogram of values of any shape."""
@@ -133,12 +160,16 @@ class Logger(AbstractContextManager["Logger"]):
         self._remove_embedding(step)
         self._writer.add_embedding(codes.flatten(1), labels.tolist(), images, step, "codes")
 
-    def log_results(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the final numbers of a run, in a file that is emptied when the run is resumed."""
+    def log_results(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Log the final numbers of a run, in a file that is emptied when the run is resumed.
+
+        Numbers that could not be computed, which are None, are left out.
+        """
         self._writer.flush()  # some readers of TensorBoard never return to an earlier file
         with SummaryWriter(self._folder, filename_suffix=_RESULTS) as writer:
             for name, value in values.items():
-                writer.add_scalar(name, value, step)
+                if value is not None:
+                    writer.add_scalar(tag_of(name), value, step)
 
     def _remove_embedding(self, step: int) -> None:
         """Remove the codes of `step` and those that the Projector tab shows, and no other files.
@@ -158,22 +189,24 @@ class Logger(AbstractContextManager["Logger"]):
 
 
 class ReplicaMeanWriter(AbstractContextManager["ReplicaMeanWriter"]):
-    """Writes the mean over replicas that differ only in their seed, as a TensorBoard run.
+    """Writes the mean over runs that differ only in their seed, as a TensorBoard run.
 
     The mean is logged under the same tag. For ELBO, rate and distortion, the mean minus and plus
-    one standard deviation is logged too, as tag_low and tag_high. The Custom Scalars tab shows
-    them as a band. Use the writer as a context manager.
+    one standard deviation is logged too, as seeds/NAME_low and seeds/NAME_high. The Custom Scalars
+    tab shows them as a band. Use the writer as a context manager.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        """Open the files of replicas that start at `step`, and discard points logged after `step`.
+        """Open the files of runs that start at `step`, and discard points logged after `step`.
 
         Raises:
             OSError: The folder cannot be written to.
         """
         self._writer = SummaryWriter(folder, purge_step=step + 1)
-        bands = [f"{name}/{split}" for name in _BANDS for split in ("train", "valid")]
-        margin = {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in bands}
+        margin = {
+            name: ["Margin", [tag_of(name), f"seeds/{name}_low", f"seeds/{name}_high"]]
+            for name in BANDS
+        }
         self._writer.add_custom_scalars({"mean and standard deviation over seeds": margin})
 
     def __exit__(self, *_: object) -> None:
@@ -181,14 +214,14 @@ class ReplicaMeanWriter(AbstractContextManager["ReplicaMeanWriter"]):
         self._writer.close()
 
     def log_scalars(self, step: int, lines: Sequence[Mapping[str, float]]) -> None:
-        """Log the mean of the replicas' values at a step, given one mapping per replica."""
+        """Log the mean of the runs' values at a step, given one mapping per run."""
         for name in lines[0]:
-            replica_values = [line[name] for line in lines if name in line]
-            values = torch.tensor(replica_values, dtype=torch.float64)  # may be nan or infinite
+            run_values = [line[name] for line in lines if name in line]
+            values = torch.tensor(run_values, dtype=torch.float64)  # may be nan or infinite
             mean = values.mean().item()
-            self._writer.add_scalar(name, mean, step)
-            if name.partition("/")[0] in _BANDS and len(values) > 1:
+            self._writer.add_scalar(tag_of(name), mean, step)
+            if name in BANDS and len(values) > 1:
                 deviation = values.std().item()
-                self._writer.add_scalar(f"{name}_low", mean - deviation, step)
-                self._writer.add_scalar(f"{name}_high", mean + deviation, step)
+                self._writer.add_scalar(f"seeds/{name}_low", mean - deviation, step)
+                self._writer.add_scalar(f"seeds/{name}_high", mean + deviation, step)
         self._writer.flush()

@@ -1,6 +1,10 @@
 """Pictures of what a model does: tensors (1, height, width), float32 in [0, 1]."""
 
+import math
+
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vae import categorical
@@ -9,6 +13,8 @@ from vae.model import CategoricalVAE
 
 _SEED = 40_000
 _GAP = 2  # pixels between tiles
+_SQUARE = _LINE = 12  # pixels of a square, and of a line of text, in the picture of code usage
+_BACKGROUND = 200  # of its text: neither black nor white, which are shades of squares
 
 
 def tile(images: Tensor, shape: tuple[int, int], columns: int) -> Tensor:
@@ -68,7 +74,31 @@ def latent_traversal(model: CategoricalVAE, images: Tensor, latent: int) -> Tens
     return tile(decoded, model.image_shape, model.categories)
 
 
-def usage(probabilities: Tensor, zoom: int = 12) -> Tensor:
-    """Draw the aggregate posterior (N, K): a row per latent, white for its most used category."""
-    shade = probabilities / probabilities.amax(-1, keepdim=True)
-    return shade.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).unsqueeze(0).float()
+def usage(probabilities: Tensor) -> Tensor:
+    """Draw the aggregate posterior (N, K) as a row of squares per latent, with named axes.
+
+    The square of the category that a latent uses most is white. The first and the last row and
+    column are numbered.
+    """
+    shade = probabilities.float().cpu() / probabilities.float().cpu().amax(-1, keepdim=True)
+    squares = shade.repeat_interleave(_SQUARE, 0).repeat_interleave(_SQUARE, 1)
+    rows, columns = probabilities.shape
+    # Pillow draws the text. Matplotlib takes seconds to import, and half a second per picture.
+    font = ImageFont.load_default()
+    left, top = math.ceil(font.getlength("latent")) + 4, 2 * _LINE
+    size = left + squares.shape[1], top + squares.shape[0]
+    image = Image.new("L", size, color=_BACKGROUND)
+    draw = ImageDraw.Draw(image)
+
+    def write_left_of(x: float, y: int, text: str) -> None:
+        draw.text((x - font.getlength(text), y), text, fill=0, font=font)
+
+    write_left_of(size[0], 0, "category")
+    write_left_of(size[0], _LINE, str(columns - 1))
+    draw.text((left, _LINE), "0", fill=0, font=font)
+    draw.text((0, _LINE), "latent", fill=0, font=font)
+    for row in {0, rows - 1}:
+        write_left_of(left - 4, top + row * _SQUARE, str(row))
+    picture = torch.from_numpy(np.array(image)).float().div(255).unsqueeze(0)  # (1, H, W)
+    picture[0, top:, left:] = squares
+    return picture

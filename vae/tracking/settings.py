@@ -19,6 +19,12 @@ name sorts before all other event files, whose names contain the time, because s
 TensorBoard read the files in this order and never return to an earlier one.
 """
 
+MAIN_SETTINGS = (
+    *("estimator", "estimator.temperature", "optimizer.lr"),
+    *("latents", "categories", "seed"),
+)
+"""The settings that come first in the HParams tab, which shows five columns by default."""
+
 
 def write_settings(folder: Path, config: str, settings: Mapping[str, object]) -> None:
     """Show the settings of a run in TensorBoard, in place of those of an earlier start.
@@ -35,7 +41,7 @@ def write_settings(folder: Path, config: str, settings: Mapping[str, object]) ->
     Raises:
         OSError: The folder cannot be written to.
     """
-    _, start_info, _ = hparams(_rename_nested_groups(settings), {})
+    _, start_info, _ = hparams(_column_names(settings), {})
     fixed_width = "\n".join("    " + line for line in config.splitlines())
     content = io.BytesIO()
     writer = RecordWriter(content)
@@ -51,14 +57,23 @@ def write_settings(folder: Path, config: str, settings: Mapping[str, object]) ->
     scratch.replace(folder / SETTINGS)
 
 
-def _rename_nested_groups(settings: Mapping[str, object]) -> dict[str, object]:
-    """Name the class of a group within a group KEY._target_ instead of KEY, as in config.yaml.
+def _column_names(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings under the names of their columns in the HParams tab.
 
-    In other runs, KEY can be a number: `optimizer.lr` is a number or a schedule. TensorBoard
-    cannot sort a column that has both numbers and names.
+    The tab shows settings that differ between runs first, and orders both kinds by their names. A
+    run does not know what differs. All names but those of the main settings begin with
+    `settings.`, so that they come after the main settings in the alphabet.
+
+    The class of a group within a group KEY is named KEY._target_, as in config.yaml. In other
+    runs, KEY can be a number: `optimizer.lr` is a number or a schedule. TensorBoard cannot sort a
+    column that has both numbers and names.
     """
     parents = {key.rpartition(".")[0] for key in settings}
-    return {
-        f"{key}._target_" if "." in key and key in parents else key: value
-        for key, value in settings.items()
-    }
+    columns = {}
+    for key, value in settings.items():
+        group, _, last = key.rpartition(".")
+        if group and last in MAIN_SETTINGS and settings.get(last) == value:
+            continue  # model.latents repeats latents, and would differ whenever latents does
+        name = f"{key}._target_" if "." in key and key in parents else key
+        columns[name if key in MAIN_SETTINGS else f"settings.{name}"] = value
+    return columns

@@ -78,8 +78,8 @@ def log_pictures(
     logger.log_picture(step, "reconstructions", pictures.reconstructions(model, images))
     logger.log_picture(step, "samples", pictures.samples(model))
     traversal = pictures.latent_traversal(model, images[:10], latent=0)
-    logger.log_picture(step, "first_latent_swept", traversal)
-    logger.log_picture(step, "code_usage", pictures.usage(codes.usage))
+    logger.log_picture(step, "traversal", traversal)
+    logger.log_picture(step, "usage", pictures.usage(codes.usage))
     logger.log_histogram(step, "latent/code_usage", codes.usage * model.categories)
 
 
