@@ -33,7 +33,8 @@ from vae.utils.stdout import print_or_raise, terminal_width
 
 log = logging.getLogger(__name__)
 
-_OPEN_FILES, _OPEN_FILES_PER_REPLICA = 64, 3  # one is the lock, and one is TensorBoard's
+_OPEN_FILES = 64  # of the process itself: libraries, data and streams
+_OPEN_FILES_PER_REPLICA = 3  # its lock, metrics.jsonl and TensorBoard's event file
 
 Bounds = dict[str, float | None]
 """The test bounds of a model by name, in nats per image; None if a bound cannot be computed."""

@@ -55,7 +55,7 @@ def test_package_in_an_environment_inside_another_repository_has_no_revision(
 
 
 def test_tracked_package_has_the_revision_of_its_repository(repository):
-    package = write_package(repository / "vendored")  # or at the top of its own checkout
+    package = write_package(repository / "vendored")  # a copy that the repository tracks
     revision = commit_all(repository)
     assert git_revision(package) == revision
     (repository / "notes.txt").write_text("untracked")

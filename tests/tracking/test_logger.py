@@ -1,4 +1,4 @@
-"""What TensorBoard reads of resumed runs, and of the mean over replicas and its band."""
+"""The curves of resumed runs in TensorBoard, and the mean over replicas with its band."""
 
 import math
 import re

@@ -31,7 +31,7 @@ Train = Callable[..., None]
 
 
 class HParams(NamedTuple):
-    """What the HParams tab shows.
+    """The columns and rows of the HParams tab.
 
     Attributes:
         columns: The names of the settings that have a column.
