@@ -17,8 +17,8 @@ from tqdm import tqdm
 from vae.config.build import ExperimentConfig, RunConfig
 from vae.config.load import SavedRun, to_yaml
 from vae.config.resume import holds_complete_run
-from vae.data import DataSet, evaluation_images, to_float
-from vae.evaluation import CODE_TERMS, evaluate, evaluate_bounds
+from vae.data import DataSet, elbo_without_code, evaluation_images, to_float
+from vae.evaluation import CODE_TERMS, data_title, evaluate, evaluate_bounds
 from vae.runs.environment import describe_environment, record_environment
 from vae.runs.folder import CONFIG, REPLICAS, SUMMARY, locked, remove_if_empty
 from vae.runs.status import RunStatus, read_status
@@ -27,6 +27,7 @@ from vae.training import Diverged, TrainingResult, TrainingRun, train
 from vae.training.checkpoint import Checkpoint, Which
 from vae.training.resume import resume_points
 from vae.utils.commands import script_command, tensorboard_command
+from vae.utils.errors import NotFitted
 from vae.utils.files import write_atomically, write_json
 from vae.utils.runtime import allow_open_files
 from vae.utils.stdout import print_or_raise, terminal_width
@@ -64,6 +65,7 @@ def run_experiment(
         NothingToDo: The run is finished already.
         Interrupted: A signal asked for the end. The run can be resumed.
         Diverged: A run has diverged. It is raised after the other runs are finished and reported.
+        NotFitted: With `overfit`, a model has not fitted the batch.
         OutputClosed: The results could not be printed. They are in the folder.
         OSError: The folder cannot be written to.
     """
@@ -103,6 +105,19 @@ def run_experiment(
     finally:
         if diverged:
             raise Diverged("; ".join(diverged))
+    if first.top_level.overfit:
+        _check_fit(rows, elbo_without_code(data.test.images))
+
+
+def _check_fit(rows: list[dict[str, object]], elbo: float) -> None:
+    """Print that every model fits the batch, or raise NotFitted."""
+    poor = [row for row in rows if not isinstance(row["elbo"], float) or row["elbo"] <= elbo]
+    limit = f"{elbo:.2f}, the best ELBO of a model without a code"
+    if poor:
+        raise NotFitted(
+            f"{poor[0]['model']} does not fit the batch: its ELBO is not above {limit}"
+        )
+    print_or_raise(f"\nThe model fits the batch: its ELBO is above {limit}.")
 
 
 def _check_folders(config: ExperimentConfig, folder: Path, folders: Sequence[Path]) -> None:
@@ -215,7 +230,8 @@ def _evaluate_and_log(
             data.test.labels[: len(images)],
             to_float(images).unflatten(1, (1, *models["last"].image_shape)),
         )
-    summary = {"data": data.name, "test": test, "train": on_train.bound_terms()}
+    title = data_title(data, run.top_level.importance_samples)
+    summary = {"data": data.name, "title": title, "test": test, "train": on_train.bound_terms()}
     write_json(training_run.folder / SUMMARY, summary | result._asdict())
     return {f"{which} (epoch {epochs[which]})": bounds for which, bounds in test.items()}
 
@@ -227,7 +243,6 @@ def _print_report(
     import pandas as pd  # imported here because it takes half a second
 
     from vae.comparison.columns import render_short, row_layout
-    from vae.comparison.table import data_title
 
     title = data_title(data, run.top_level.importance_samples)
     if run.name:

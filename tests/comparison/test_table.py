@@ -14,7 +14,6 @@ from vae.comparison.table import (
     Comparison,
     Selection,
     compare,
-    data_title,
     differing,
     find_group,
     group_table,
@@ -24,6 +23,7 @@ from vae.comparison.table import (
 )
 from vae.config.describe import Setting
 from vae.data import DataSet, Split
+from vae.evaluation import data_title
 from vae.utils.errors import UserError
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vae.runs.folder import find_runs
+from vae.runs.folder import STATUS, find_runs
 from vae.utils.commands import tensorboard_command
 from vae.utils.errors import UserError, first_line, is_out_of_memory
 from vae.utils.runtime import configure_process
@@ -86,7 +86,13 @@ def _parse() -> argparse.Namespace:
         "2 if the command line is wrong; 130 after Ctrl-C.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=_path, metavar="RUN", help="a run folder, or a folder above some")
+    add(
+        "runs",
+        nargs="*",
+        type=_path,
+        metavar="RUN",
+        help="a run folder, or a folder above some (default: the newest run or sweep in outputs)",
+    )
     add(
         "--model", choices=["best", "last"], help="default: the best, or the last if there is none"
     )
@@ -142,6 +148,9 @@ def _parse() -> argparse.Namespace:
     )
     add("--draws", type=_count, metavar="R", help="draws of the noise, 2 or more (default: 1000)")
     arguments = parser.parse_args()
+    if not arguments.runs:
+        arguments.runs = [_newest_folder(Path("outputs"))]
+        print_to_stderr(f"The newest in outputs: {arguments.runs[0]}")
     if not arguments.gradients and (arguments.estimators or arguments.draws):
         parser.error("--estimators and --draws need --gradients")
     of_bounds = (arguments.per_run, arguments.baseline, arguments.importance_samples)
@@ -393,6 +402,22 @@ def _create_folder(option: str, output: Path | None) -> None:
             pass
     except OSError as error:
         raise UserError(f"{option} {output}: {error.strerror}") from error
+
+
+def _newest_folder(outputs: Path) -> Path:
+    """Return the run or sweep in a folder that has changed last.
+
+    Raises:
+        UserError: There is none.
+    """
+    changed = {
+        folder: max(file.stat().st_mtime_ns for file in folder.rglob(STATUS))
+        for folder in (outputs.iterdir() if outputs.is_dir() else ())
+        if any(folder.rglob(STATUS))
+    }
+    if not changed:
+        raise UserError(f"there is no run in {outputs}; name a run folder")
+    return max(changed, key=lambda folder: changed[folder])
 
 
 def _find_runs(paths: list[Path]) -> list[Path]:

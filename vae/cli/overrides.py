@@ -9,7 +9,14 @@ from hydra.errors import HydraException
 from vae.utils.errors import UserError
 
 _NAME_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "sweep", "resume")
-_ONLY_FOR_SWEEPS = ("sweep=", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweep")
+_ONLY_FOR_SWEEPS = (
+    "sweep=",
+    "on_failure=",
+    "hydra/launcher",
+    "hydra/sweeper",
+    "hydra.launcher",
+    "hydra.sweep",
+)
 _ONLY_FOR_SINGLE_RUNS = "hydra.run."
 
 

@@ -17,8 +17,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae.cli.overrides import override
-from vae.utils.commands import script_command
+from vae.runs.folder import REPLICAS, find_runs
+from vae.runs.status import read_status
+from vae.utils.commands import script_command, tensorboard_command
 from vae.utils.files import write_json
+from vae.utils.stdout import print_or_raise, terminal_width
 
 
 class JobFailure(NamedTuple):
@@ -71,16 +74,25 @@ class OutputFolder(Callback):
                 folder.rmdir()
 
 
+def failed_jobs_folder() -> Path:
+    """Return the folder for the records of failed jobs, in any process of the sweep.
+
+    It exists as soon as a job has failed.
+    """
+    hydra_config = HydraConfig.get()
+    folder = hydra_config.callbacks["output_folder"]["failed"]
+    return Path(hydra_config.runtime.cwd) / folder
+
+
 def record_failure(failure: JobFailure) -> None:
     """Write the record of the job of this process.
 
     Raises:
         OSError: The folder of the sweep cannot be written to.
     """
-    hydra_config = HydraConfig.get()
-    records = Path(hydra_config.runtime.cwd) / hydra_config.callbacks["output_folder"]["failed"]
+    records = failed_jobs_folder()
     records.mkdir(parents=True, exist_ok=True)
-    write_json(records / f"{hydra_config.job.num}.json", failure._asdict())
+    write_json(records / f"{HydraConfig.get().job.num}.json", failure._asdict())
 
 
 def read_failures() -> dict[int, JobFailure]:
@@ -100,3 +112,39 @@ def command_that_resumes(folder: Path) -> str:
         key, value = ("sweep", folder.name) if in_outputs else ("hydra.sweep.dir", str(folder))
         words = [*words, override(key, value)]
     return script_command("train.py", *words)
+
+
+def print_comparison(folder: Path) -> None:
+    """Print the table of a sweep's runs, and write their means over seeds for TensorBoard.
+
+    The numbers are those that training has reported. Nothing is printed if fewer than two runs
+    have finished. The means are written if runs differ in their seed alone.
+
+    Raises:
+        OutputClosed: The table cannot be printed.
+        UserError, OSError: A run cannot be read, or the means cannot be written.
+    """
+    runs = [run for run in find_runs(folder) if read_status(run) == "finished"]
+    if len(runs) < 2:
+        return
+    from vae.comparison.collect import collect_reported
+    from vae.comparison.columns import group_layout, render_short
+    from vae.comparison.means import write_means
+    from vae.comparison.table import DEFAULT_SELECTION, compare, group_table
+
+    evaluate = script_command("evaluate.py", folder)
+    comparisons = compare(collect_reported(runs))
+    layouts = {
+        title: group_layout(group_table(comparison, DEFAULT_SELECTION, comparison.labels()[0]))
+        for title, comparison in comparisons.items()
+        if comparison.labels()
+    }
+    table = render_short(layouts, terminal_width(), f"All columns: {evaluate} --columns all")
+    hints = [f"Run folders: {folder}/*", f"To compare them: {evaluate}"]
+    hints += [f"To look at them: {tensorboard_command(folder)}"]
+    print_or_raise("\n".join(["", table, "", *hints]))
+    # Replicas have written their means themselves.
+    replicas = {run for run in runs if (run.parent / REPLICAS).exists()}
+    separate = compare(collect_reported(run for run in runs if run not in replicas))
+    if any(comparison.runs["run", "group"].duplicated().any() for comparison in separate.values()):
+        write_means(separate, folder / "means")

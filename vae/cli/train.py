@@ -22,10 +22,13 @@ from omegaconf import DictConfig
 
 from vae.cli.messages import Failure, describe_hydra_error
 from vae.cli.overrides import is_sweep, override, refuse_ignored_overrides
+from vae.cli.progress import close_display
 from vae.cli.sweep import (
     JobFailure,
     OutputFolder,
     command_that_resumes,
+    failed_jobs_folder,
+    print_comparison,
     read_failures,
     record_failure,
 )
@@ -34,7 +37,7 @@ from vae.config.resolvers import register_resolvers
 from vae.runs.folder import CONFIG, REPLICAS, remove_if_empty
 from vae.runs.status import score
 from vae.utils.commands import script_command
-from vae.utils.errors import Diverged, UserError, first_line, is_out_of_memory
+from vae.utils.errors import Diverged, NotFitted, UserError, first_line, is_out_of_memory
 from vae.utils.signals import Interrupted, end_with_parent, signals_as_exceptions
 from vae.utils.stdout import OutputClosed, print_error
 
@@ -53,7 +56,12 @@ def main() -> int:
             _move_flag_to_the_front()
             refuse_ignored_overrides(sys.argv[1:], sweep=True)
         with signals_as_exceptions():
-            job()
+            try:
+                job()
+            finally:
+                close_display()
+        if OutputFolder.sweep is not None:
+            status = _compare_runs(OutputFolder.sweep)
     except (Interrupted, KeyboardInterrupt) as interruption:
         sweep = OutputFolder.sweep
         hint = f"; to resume: {command_that_resumes(sweep)}" if sweep else ""
@@ -96,6 +104,11 @@ def job(config: DictConfig) -> float | None:
     try:
         if not sweeping:
             refuse_ignored_overrides([*hydra_config.overrides.hydra, *overrides], sweep=False)
+        elif config.on_failure not in ("continue", "stop"):
+            raise UserError(f"on_failure={config.on_failure}: choose continue or stop")
+        elif config.on_failure == "stop" and failed_jobs_folder().exists():
+            log.warning("not started, because another run of the sweep has failed")
+            return None
         return _train(config, folder, overrides, sweeping)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if OutputFolder.sweep is not None:
@@ -123,11 +136,24 @@ def job(config: DictConfig) -> float | None:
         _remove_if_unused(created_folder)
 
 
+def _compare_runs(sweep: Path) -> int:
+    """Print the table of a sweep, and return the exit status."""
+    try:
+        print_comparison(
+            sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
+        )
+    except (UserError, OSError, OutputClosed) as error:
+        print_error("train.py", error)
+        return 1
+    return 0
+
+
 def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> float | None:
     """Train the run that a composed configuration describes, and return its score."""
-    from vae.utils.runtime import configure_process
+    from vae.utils.runtime import configure_process, limit_threads
 
     configure_process()
+    limit_threads()
     from vae.config.build import build_experiment
     from vae.config.resume import resumed_config
     from vae.experiment import NothingToDo, run_experiment
@@ -156,7 +182,7 @@ def _describe_run_error(error: Exception, folder: Path) -> Failure | None:
     match error:
         case UserError():
             return Failure(2, str(error))
-        case Diverged():
+        case Diverged() | NotFitted():
             return Failure(1, str(error))
         case OSError():
             return Failure(1, f"{folder}: {error}")

@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from vae.comparison.table import data_title
 from vae.config.describe import describe_settings, method_name
 from vae.config.load import SavedRun
 from vae.data import DataSet, Split, digest, evaluation_images
-from vae.evaluation import evaluate_bounds
+from vae.evaluation import data_title, evaluate_bounds
 from vae.evaluation.probe import linear_probe
 from vae.runs.folder import ENVIRONMENT, EVALUATION, SUMMARY
 from vae.runs.status import read_status
@@ -84,10 +83,49 @@ def collect(
     Raises:
         UserError, OSError: A run cannot be read, and there is no `on_error`.
     """
+
+    def measure(run: SavedRun) -> tuple[str, dict[Which, Numbers]]:
+        data, images_digest = data_cache.get(run)
+        samples = importance_samples or run.values.get("importance_samples", 100)
+        return data_title(data, samples), _measure_or_load(run, data, images_digest, samples)
+
+    return _collect(folders, measure, on_error)
+
+
+def collect_reported(
+    folders: Iterable[Path],
+    on_error: Callable[[Path, UserError | OSError], None] | None = None,
+) -> pd.DataFrame:
+    """Return the table of `collect` with the numbers that training has reported.
+
+    Neither images nor models are read. The numbers are the test bounds in summary.json; a run
+    that is not finished has none.
+
+    Args:
+        folders: Run folders.
+        on_error: As in `collect`.
+
+    Raises:
+        UserError, OSError: A run cannot be read, and there is no `on_error`.
+    """
+
+    def read(run: SavedRun) -> tuple[str, dict[Which, Numbers]]:
+        summary = read_json(run.folder / SUMMARY)
+        return str(summary.get("title", run.values["data"])), summary.get("test", {})
+
+    return _collect(folders, read, on_error)
+
+
+def _collect(
+    folders: Iterable[Path],
+    measure: Callable[[SavedRun], tuple[str, dict[Which, Numbers]]],
+    on_error: Callable[[Path, UserError | OSError], None] | None,
+) -> pd.DataFrame:
+    """Return the table of runs; `measure` returns the title of the data and the numbers."""
     rows: list[dict[str, dict[str, Any]]] = []
     for folder in folders:
         try:
-            rows += _read_run(folder, data_cache, importance_samples)
+            rows += _read_run(folder, measure)
         except (UserError, OSError) as error:
             if on_error is None:
                 raise
@@ -112,19 +150,17 @@ def _merge_orders(lists_of_keys: Iterable[list[str]]) -> list[str]:
 
 
 def _read_run(
-    folder: Path, data_cache: DataCache, importance_samples: int | None
+    folder: Path, measure: Callable[[SavedRun], tuple[str, dict[Which, Numbers]]]
 ) -> list[dict[str, dict[str, Any]]]:
     """Return the rows of one run."""
     run = SavedRun(folder)
-    data, images_digest = data_cache.get(run)
-    importance_samples = importance_samples or run.values.get("importance_samples", 100)
-    measured = _measure_or_load(run, data, images_digest, importance_samples)
+    title, measured = measure(run)
     summary = read_json(folder / SUMMARY)
     status = read_status(folder) or ("finished" if summary else "unfinished")
     metrics = read_metrics(folder)
     facts = {
         "folder": str(folder),
-        "data": data_title(data, importance_samples),
+        "data": title,
         "method": method_name(run.values),
         "seed": run.values["seed"],
         "status": status if status in ("finished", "diverged") else "unfinished",

@@ -15,7 +15,6 @@ import pandas as pd
 from scipy import stats
 
 from vae.config.describe import Setting
-from vae.data import DataSet
 from vae.training.checkpoint import Which
 from vae.utils.errors import UserError
 
@@ -80,13 +79,6 @@ class Comparison:
     def labels(self) -> list[str]:
         """Return the labels of the groups that have a run."""
         return list(self.runs["run", "group"].unique())
-
-
-def data_title(data: DataSet, importance_samples: int) -> str:
-    """Return what the numbers of a table are measured on, and whether they bound a likelihood."""
-    grey = "" if data.binary else " (grey pixels: no likelihood)"
-    measured_on = f"{data.name}, test, {len(data.test):,} images, in nats per image{grey}"
-    return f"{measured_on}, IW bound at m = {importance_samples:,}"
 
 
 def part(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -12,10 +12,10 @@ from vae import estimators
 from vae import objective as objectives
 from vae.config.describe import Setting, describe_settings
 from vae.config.instantiate import build, describe_error
-from vae.config.load import foreign_targets
+from vae.config.load import build_source, foreign_targets
 from vae.config.replicas import expand_replicas
 from vae.config.resolvers import PUBLISHED
-from vae.config.resume import LOCATION_KEYS
+from vae.config.resume import COMMAND_KEYS
 from vae.data import Source
 from vae.estimators import Estimator
 from vae.model import CategoricalVAE
@@ -40,6 +40,7 @@ class TopLevelKeys:
     seed: Seed
     device: Literal["auto", "cpu", "cuda", "mps"]
     importance_samples: Count
+    overfit: bool = False  # train on one batch, which the model must fit: see configs/debug
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def build_experiment(config: DictConfig) -> ExperimentConfig:
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if not isinstance(values, dict):
         raise UserError("a configuration must be a group of keys")
-    for key in (*LOCATION_KEYS, PUBLISHED):  # the published settings are in the option files now
+    for key in (*COMMAND_KEYS, PUBLISHED):  # the published settings are in the option files now
         values.pop(key, None)
     replicas = expand_replicas({str(key): value for key, value in values.items()})
     runs = [_build_run(r.values, r.name, r.name_without_seed) for r in replicas]
@@ -140,7 +141,7 @@ def _build_run(values: dict[str, Any], name: str, name_without_seed: str) -> Run
     top_level = _build_top_level(values)
     device = _choose_device(top_level.device)
     training = build(values, "training", TrainingConfig)
-    source = build(values, "data", Source)
+    source = build_source(values)
     values = bind_schedules(values, _check_length(training, source))
     values = values | {"model": _with_image_shape(values["model"], source)}
     torch.manual_seed(top_level.seed)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from vae.config.instantiate import build
-from vae.data import DataSet, Source
+from vae.data import DataSet, OneBatch, Source
 from vae.estimators import Estimator
 from vae.model import CategoricalVAE
 from vae.networks import Networks
@@ -113,7 +113,7 @@ class SavedRun:
         values = self.values
         if root is not None and "root" in values["data"]:
             values = values | {"data": values["data"] | {"root": root}}
-        return build(values, "data", Source).load(torch.device("cpu"))
+        return build_source(values).load(torch.device("cpu"))
 
     def total_steps(self) -> int:
         """Return the number of steps that the configuration asks for."""
@@ -148,11 +148,21 @@ def total_steps(values: dict[str, Any]) -> int:
     Raises:
         UserError: The settings of training or data are not valid.
     """
-    training, source = build(values, "training", TrainingConfig), build(values, "data", Source)
+    training, source = build(values, "training", TrainingConfig), build_source(values)
     try:
         return training.total_steps(source.train_size)
     except ValueError as error:
         raise UserError(f"training.{error}") from error
+
+
+def build_source(values: dict[str, Any]) -> Source:
+    """Build the source of the images that a configuration describes.
+
+    Raises:
+        UserError: The settings of the data are not valid.
+    """
+    source = build(values, "data", Source)
+    return OneBatch(source, values["training"]["batch_size"]) if values.get("overfit") else source
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:

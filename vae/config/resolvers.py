@@ -12,8 +12,12 @@ An experiment may hold a table of the settings that each estimator was published
 """
 
 import hashlib
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,12 +27,18 @@ PUBLISHED = "published"
 OTHERS = "others"
 """The row that is used for settings which the row of an estimator lacks."""
 
+_BYTES_PER_JOB = 2**30
+
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of Nvidia, AMD, and Windows's Linux
+
 _LONGEST_NAME = 100  # file systems allow 255 bytes, of which the mark of a sweep's run takes some
 
 
 def register_resolvers() -> None:
     """Make the resolvers of this module known to OmegaConf. Repeated calls do no harm."""
-    resolvers: list[Callable[..., object]] = [published, by, run_name, mark, or_else]
+    resolvers: list[Callable[..., object]] = [
+        *(published, by, run_name, mark, or_else, parallel_jobs, temporary_folder)
+    ]
     for resolver in resolvers:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
@@ -93,6 +103,41 @@ def mark(text: str) -> str:
 def or_else(value: object, default: object) -> object:
     """Return the value, or the default if the value is null."""
     return default if value is None else value
+
+
+def parallel_jobs(device: str, limit: int | None) -> int:
+    """Return how many jobs of a sweep run at the same time, each with one thread.
+
+    A job takes a core, or as many cores as OMP_NUM_THREADS says, and about a gigabyte of memory.
+    A GPU is used by one job at a time.
+
+    Args:
+        device: The key `device` of the sweep.
+        limit: The result is at most this number; None for no limit.
+    """
+    import joblib
+    import psutil
+
+    if device != "cpu" and _has_gpu():
+        return 1
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    cores = joblib.cpu_count() // (int(threads) if threads.isdecimal() and int(threads) else 1)
+    fitting = psutil.virtual_memory().available // _BYTES_PER_JOB
+    return max(1, min(cores, fitting, cores if limit is None else limit))
+
+
+def _has_gpu() -> bool:
+    """Return whether torch finds a GPU. Torch is imported only if the system has a driver."""
+    if sys.platform == "linux" and not any(map(os.path.exists, _GPU_DRIVERS)):
+        return False
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def temporary_folder() -> str:
+    """Return the folder in which runs of `+debug=fast` are written."""
+    return str(Path(tempfile.gettempdir()) / "categorical-vae")
 
 
 def _seeds_name(seed: int, seeds: int | Sequence[int] | None) -> str:

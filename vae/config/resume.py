@@ -10,8 +10,8 @@ from vae.config.load import read_config, total_steps
 from vae.runs.folder import CONFIG, REPLICAS, first_foreign_file
 from vae.utils.errors import UserError
 
-LOCATION_KEYS = ("resume", "sweep")
-"""Keys that say where a run is, and that are not a part of its configuration."""
+COMMAND_KEYS = ("resume", "sweep", "on_failure")
+"""Keys of the command, which are not a part of the configuration of a run."""
 
 _MAY_ALWAYS_CHANGE = ("device", "data.root", "data.mirror", "training.capture")
 _LENGTH = ("training.epochs", "training.steps")
@@ -38,7 +38,7 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
         key = override.partition("=")[0]
         if key in _MAY_CHANGE:
             OmegaConf.update(config, key, OmegaConf.select(composed, key))
-        elif key not in LOCATION_KEYS:
+        elif key not in COMMAND_KEYS:
             allowed = ", ".join(_MAY_CHANGE)
             raise UserError(f"{key} cannot change when a run is resumed; only {allowed} can")
     return config

@@ -8,6 +8,7 @@ binarisation and the split.
 from vae.data.batches import Batches, training_batches
 from vae.data.mnist import Torchvision
 from vae.data.mnist_5k import Mnist5k
+from vae.data.one_batch import OneBatch, elbo_without_code
 from vae.data.source import (
     Binarize,
     DataSet,
@@ -23,10 +24,12 @@ __all__ = [
     "Binarize",
     "DataSet",
     "Mnist5k",
+    "OneBatch",
     "Source",
     "Split",
     "Torchvision",
     "digest",
+    "elbo_without_code",
     "evaluation_images",
     "to_float",
     "training_batches",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae import categorical
-from vae.data.source import to_float
+from vae.data.source import DataSet, to_float
 from vae.model import CategoricalVAE
 
 EXACT_LIMIT = 2**14
@@ -27,6 +27,13 @@ _SEED = 30_000
 _ENCODE_BATCH = 1_000  # images encoded at once
 _DECODE_BATCH = 10_000  # codes decoded at once: 30 MB of pixel logits
 _ACTIVE_VARIANCE = 0.01
+
+
+def data_title(data: DataSet, importance_samples: int) -> str:
+    """Return what the numbers of a table are measured on, and whether they bound a likelihood."""
+    grey = "" if data.binary else " (grey pixels: no likelihood)"
+    measured_on = f"{data.name}, test, {len(data.test):,} images, in nats per image{grey}"
+    return f"{measured_on}, IW bound at m = {importance_samples:,}"
 
 
 class Evaluation(NamedTuple):

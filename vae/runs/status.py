@@ -7,10 +7,10 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from vae.runs.folder import STATUS, SUMMARY
 from vae.utils.files import read_json, write_json
@@ -78,16 +78,26 @@ def score(folder: Path) -> float | None:
     of the training images at the end. The score of replicas is the mean of their scores. The score
     is None if it is not finite or cannot be read.
     """
+    return _mean_of_summaries(
+        folder, lambda run: run["best_elbo"] if run["best_epoch"] else run["train"]["elbo"]
+    )
+
+
+def test_elbo(folder: Path) -> float | None:
+    """Return the test ELBO of a finished run, in nats per image.
+
+    It is that of the best model, or of the last one if there is no best model. For replicas, it is
+    the mean over the replicas. It is None if it is not finite or cannot be read.
+    """
+    return _mean_of_summaries(folder, lambda run: next(iter(run["test"].values()))["elbo"])
+
+
+def _mean_of_summaries(folder: Path, number: Callable[[dict[str, Any]], float]) -> float | None:
+    """Return the mean of a number in the summaries of a run, or of the replicas in a folder."""
     summary_file = folder / SUMMARY
     files = [summary_file] if summary_file.exists() else folder.glob(f"*/{SUMMARY}")
     try:
-        elbos = []
-        for file in files:
-            summary = json.loads(file.read_bytes())
-            elbos.append(
-                summary["best_elbo"] if summary["best_epoch"] else summary["train"]["elbo"]
-            )
-        mean = statistics.fmean(elbos)
+        mean = statistics.fmean(number(json.loads(file.read_bytes())) for file in files)
         return mean if math.isfinite(mean) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None

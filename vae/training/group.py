@@ -4,11 +4,10 @@ import logging
 import math
 import time
 from collections.abc import Collection, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vae.data import Batches, DataSet
 from vae.tracking import LoggingConfig
@@ -18,6 +17,7 @@ from vae.training.replica import Progress, Replica, TrainingResult, TrainingRun
 from vae.training.resume import remove_newer
 from vae.training.stacked import StackedObjectives
 from vae.utils.errors import Diverged
+from vae.utils.progress import Bar, ReportedBar, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -162,18 +162,12 @@ class ReplicaGroup:
             state = self._shuffle_states[member.index]
             member.save_checkpoint("last", self.progress, state, membership)
 
-    def progress_bar(self) -> "tqdm[NoReturn]":
+    def progress_bar(self) -> Bar:
         """Return a bar of steps. Without a terminal it shows nothing; see `show`."""
-        return tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            unit=" steps",
-            disable=None,
-            dynamic_ncols=True,
-        )
+        return progress_bar(self.total_steps, self.progress.step)
 
-    def show(self, bar: "tqdm[NoReturn]", metrics: EpochMetrics) -> None:
-        """Show the mean ELBO of the last epoch in the bar or, without a terminal, in the log."""
+    def show(self, bar: Bar, metrics: EpochMetrics) -> None:
+        """Show the mean ELBO of the last epoch in the bar or, if none is drawn, in the log."""
         if not metrics:
             return
         means = {
@@ -181,11 +175,15 @@ class ReplicaGroup:
             for split in ("train", "valid")
             if all(f"elbo/{split}" in line for line in metrics.values())
         }
+        epoch = f"epoch {self.progress.completed_epochs}/{self._training.epochs}"
         elbo = ", ".join(f"{split} {mean:.2f}" for split, mean in means.items())
-        text = f"epoch {self.progress.completed_epochs}/{self._training.epochs}, ELBO {elbo}"
-        bar.set_postfix_str(text)
-        if bar.disable:
-            log.info("%s, %.0f images/s", text, self.images_per_second * len(self.members))
+        if isinstance(bar, ReportedBar):  # there is one line for each run of the sweep
+            bar.set_postfix_str(f"{epoch}, ELBO {list(means.values())[-1]:.2f}")
+        else:
+            bar.set_postfix_str(f"{epoch}, ELBO {elbo}")
+        if bar.disable or isinstance(bar, ReportedBar):
+            images_per_second = self.images_per_second * len(self.members)
+            log.info("%s, ELBO %s, %.0f images/s", epoch, elbo, images_per_second)
 
     def results(self) -> list[TrainingResult | Diverged]:
         """Return how each replica ended."""

@@ -15,6 +15,10 @@ class Diverged(Exception):
     """The training objective or the ELBO has become infinite or NaN."""
 
 
+class NotFitted(Exception):
+    """With `+debug=overfit`: the model has not fitted the batch."""
+
+
 def close_match(name: str, known_names: Iterable[str]) -> str:
     """Return "; did you mean X?" if a known name is similar, else "; choose from" all of them."""
     known_names = sorted(known_names)

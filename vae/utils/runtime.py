@@ -7,6 +7,8 @@ import sys
 from vae.utils.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # constants of glibc's malloc.h
+_TRAINING_THREADS = 4
+
 _KEPT_BYTES, _LARGEST_HEAP_BLOCK = 2**30, 2**25
 
 
@@ -43,6 +45,18 @@ def configure_process() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+
+
+def limit_threads() -> None:
+    """Let torch use at most four threads, unless OMP_NUM_THREADS is set.
+
+    The matrix products of a training step are so small that more threads mostly wait for each
+    other. See "Threads" in docs/performance.md.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), _TRAINING_THREADS))
 
 
 def allow_open_files(count: int) -> None:

@@ -1,0 +1,140 @@
+"""Sweeps whose runs are trained at the same time: how many, what is shown, and their table."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+
+import joblib
+import psutil
+import pytest
+
+from tests.helpers import ROOT, TINY, read_json, read_scalars, run_script
+from vae.config import resolvers
+from vae.config.resolvers import parallel_jobs
+
+SHORT = [*TINY, "training.steps=3", "tracking.projected=0"]
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+
+@pytest.fixture
+def cores(monkeypatch) -> Callable[..., None]:
+    """Set the cores, the free gigabytes and the GPU that the resolver sees."""
+
+    def change(count: int, gigabytes: float = 100, gpu: bool = False) -> None:
+        memory = type("Memory", (), {"available": int(gigabytes * 2**30)})
+        monkeypatch.setattr(joblib, "cpu_count", lambda: count)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(resolvers, "_has_gpu", lambda: gpu)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    return change
+
+
+def test_each_core_trains_a_run(cores):
+    cores(16)
+    assert parallel_jobs("auto", None) == 16
+    assert parallel_jobs("auto", 1) == 1  # a search, whose next run depends on the last one
+    assert parallel_jobs("auto", 20) == 16
+
+
+def test_runs_share_a_small_memory(cores):
+    cores(16, gigabytes=3.5)
+    assert parallel_jobs("cpu", None) == 3
+    cores(16, gigabytes=0.5)
+    assert parallel_jobs("cpu", None) == 1
+
+
+@pytest.mark.parametrize(("threads", "jobs"), [("4", 4), ("32", 1), ("x", 16), ("0", 16)])
+def test_the_threads_that_the_user_chooses_count(cores, monkeypatch, threads, jobs):
+    cores(16)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert parallel_jobs("cpu", None) == jobs
+
+
+def test_a_gpu_is_used_by_one_run_at_a_time(cores):
+    cores(16, gpu=True)
+    assert parallel_jobs("auto", None) == parallel_jobs("cuda", None) == 1
+    assert parallel_jobs("cpu", None) == 16
+
+
+def test_runs_are_trained_at_the_same_time_and_compared(tmp_path):
+    words = ["-m", "estimator=straight_through,reinforce", "seed=0,1", "sweep=mine", *SHORT]
+    status, output, errors = run_script(
+        "train.py", *words, "estimator.limit=3", cwd=tmp_path, threads=None
+    )
+    assert status == 2  # no estimator of these has a limit
+    status, output, errors = run_script("train.py", *words, cwd=tmp_path, threads=None)
+    assert (status, errors) == (0, "")
+    sweep = tmp_path / "outputs/mine"
+    runs = sorted(file.parent for file in sweep.glob("*/environment.json"))
+    assert len(runs) == 4
+    if joblib.cpu_count() > 1:
+        assert {read_json(run / "environment.json")["threads"] for run in runs} == {1}
+        ends = re.findall(r"^\[(\d)/4\] (\S+): test ELBO (-[\d.]+), ", output, re.MULTILINE)
+        assert [number for number, _, _ in ends] == ["1", "2", "3", "4"]
+        assert {name: elbo for _, name, elbo in ends} == {
+            run.name: f"{next(iter(read_json(run / 'summary.json')['test'].values()))['elbo']:.2f}"
+            for run in runs
+        }
+        assert f"{runs[0].name}: epoch 1/2, ELBO train" in output
+    table = output.partition("in nats per image")[2]
+    assert re.search(r"^reinforce +2 +-[\d.]+ ± ", table, re.MULTILINE)
+    assert "evaluate.py outputs/mine\n" in table and "--logdir outputs/mine\n" in table
+    means = {folder.name: read_scalars(folder) for folder in (sweep / "means").iterdir()}
+    assert set(means) == {"reinforce", "straight_through"}
+    last = [read_scalars(run)["elbo/valid"][-1][1] for run in runs if "reinforce" in run.name]
+    assert means["reinforce"]["elbo/valid"][-1][1] == pytest.approx(sum(last) / 2)
+
+
+@pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")
+def test_a_terminal_shows_each_run_and_the_whole_sweep(tmp_path):
+    words = ["-m", "seed=0,1", "sweep=mine", *TINY, "training.steps=null", "training.epochs=6"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    terminal, stream = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 90, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stdout=stream,
+        stderr=stream,
+    )
+    os.close(stream)
+    screen = b""
+    while True:
+        try:
+            screen += os.read(terminal, 2**16)
+        except OSError:  # Linux reports the end of a terminal so
+            break
+    assert process.wait() == 0, screen
+    text = screen.decode()
+    assert re.search(
+        r"straight_through_gumbel_2x4_seed1\w*, epoch \d/6, ELBO -\d+\.\d\d, \d+ s", text
+    )
+    assert re.search(r"[01] of 2 runs have ended +\d+%\|[^|]*\| 00:\d\d, 00:\d\d left", text)
+    assert "images/s" not in text  # what a run logs is for other places than a terminal
+    assert "[2/2] straight_through_gumbel_2x4_seed" in text
+    assert text.index("[2/2]") < text.index("in nats per image")
+
+
+def test_a_sweep_can_stop_at_its_first_failure(script, tmp_path):
+    words = ["estimator=exact", "estimator.limit=100,10,101", "sweep=mine", *SHORT]
+    status, output, errors = script("train.py", "-m", *words, "on_failure=stop", cwd=tmp_path)
+    assert status == 2
+    assert errors.startswith("train.py: job 1 (estimator.limit=10): estimator: Exact enumerates")
+    assert output.count("not started, because another run of the sweep has failed") == 1
+    runs = list((tmp_path / "outputs/mine").glob("*/status.json"))
+    assert len(runs) == 1
+    status, _, errors = script("train.py", "-m", *words, cwd=tmp_path)
+    assert status == 2 and len(list((tmp_path / "outputs/mine").glob("*/status.json"))) == 2
+    status, _, errors = script("train.py", "-m", *words, "on_failure=no", cwd=tmp_path)
+    assert status == 2 and "on_failure=no: choose continue or stop" in errors
+    status, _, errors = script("train.py", *SHORT, "on_failure=stop", cwd=tmp_path)
+    assert status == 2 and "on_failure=stop has no effect without -m" in errors
