@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import vae
 from tests.helpers import TINY, compose_config
 from vae import experiment
 from vae.comparison.collect import DataCache, collect
 from vae.config.build import build_experiment
+from vae.data import Mnist5k
 from vae.experiment import run_experiment
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -60,6 +63,28 @@ def test_comparing_a_run_reads_each_of_its_files_once(run, file_reads: CountRead
     counts = file_reads(run)
     assert {"config.yaml", "best.pt", "last.pt"} <= set(counts)
     assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_a_new_run_gets_the_mean_of_its_training_images_and_a_resumed_run_keeps_it(
+    tmp_path, monkeypatch, binarize
+):
+    overrides = ["model.output_bias=data_mean", "model.center_input=true", "seeds=2"]
+    overrides += [f"data.binarize={binarize}"]
+    train(tmp_path, *overrides, "training.steps=20")
+    images = Mnist5k(binarize).load(torch.device("cpu")).train.images
+    mean = (images.double() / 255).mean(0).float()
+    before = [vae.load(tmp_path / name, "last") for name in ("seed_0", "seed_1")]
+    for model in before:
+        torch.testing.assert_close(model.input_mean, mean)
+        torch.testing.assert_close(model.mean_logits.sigmoid(), mean.clamp(0.001, 0.999))
+    monkeypatch.setattr(experiment, "pixel_means", None)  # only a new run may compute it
+    train(tmp_path, *overrides, "training.steps=41")
+    for name, model in zip(("seed_0", "seed_1"), before, strict=True):
+        after = vae.load(tmp_path / name, "last")
+        assert torch.equal(after.input_mean, model.input_mean)
+        assert torch.equal(after.mean_logits, model.mean_logits)
+        assert not torch.equal(after.decoder[-1].bias, model.decoder[-1].bias)
 
 
 def test_table_at_the_end_of_training_fits_the_terminal(tmp_path, monkeypatch, capsys):

@@ -214,13 +214,83 @@ def test_uniform_prior_is_a_buffer_that_is_not_saved():
     assert model.prior_logits is buffers["prior_logits"]
 
 
+# The mean of the training images
+
+
+def build_model_of_mean(networks=NETWORKS["mlp"]) -> tuple[CategoricalVAE, torch.Tensor]:
+    """Return a model with output_bias=data_mean and center_input=true, and the mean it has."""
+    torch.manual_seed(1)
+    model = CategoricalVAE(
+        networks, N, K, image_shape=SHAPE, output_bias="data_mean", center_input=True
+    )
+    mean = torch.rand(D)
+    mean[:2] = torch.tensor([0.0, 1.0])  # pixels that are the same in every image
+    model.set_data_mean(mean)
+    return model, mean
+
+
+@every_network
+def test_a_model_of_the_data_mean_shifts_the_input_and_the_output_of_its_networks(networks):
+    model, mean = build_model_of_mean(networks)
+    x, z = random_images(), random_codes(B)
+    assert_close(model.encode(x).flatten(1), model.encoder(x - mean))
+    shift = model.decode(z) - model.decoder(z.flatten(1))
+    assert_close(shift.sigmoid(), mean.clamp(0.001, 0.999).expand(B, D))
+    assert model.log_likelihood(x, z.unsqueeze(0)).isfinite().all()
+    samples = random_codes(S, 1)
+    exact = Bernoulli(logits=model.decode(samples)).log_prob(x).sum(-1)
+    assert_close(model.log_likelihood(x, samples), exact)
+
+
+@every_network
+def test_the_data_mean_is_stored_with_the_weights(networks):
+    (model, _), x, z = build_model_of_mean(networks), random_images(), random_codes(B)
+    loaded = CategoricalVAE(
+        networks, N, K, image_shape=SHAPE, output_bias="data_mean", center_input=True
+    )
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(loaded.encode(x), model.encode(x))
+    assert torch.equal(loaded.decode(z), model.decode(z))
+
+
+@every_network
+def test_the_options_of_the_data_mean_change_no_initial_weight(networks):
+    model, _ = build_model_of_mean(networks)
+    torch.manual_seed(1)
+    plain = build_model(networks)
+    assert not plain.uses_data_mean and model.uses_data_mean
+    state, plain_state = model.state_dict(), plain.state_dict()
+    assert set(state) == {*plain_state, "mean_logits", "input_mean"}
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain_state.items())
+
+
+def test_with_adam_the_shift_equals_a_bias_that_starts_at_the_logits_of_the_mean():
+    model, _ = build_model_of_mean(Linear())
+    torch.manual_seed(1)
+    plain = CategoricalVAE(Linear(), N, K, image_shape=SHAPE, center_input=True)
+    plain.input_mean.copy_(model.input_mean)
+    plain.decoder.bias.data += model.mean_logits
+    x, z = random_images(), random_codes(1, B)
+    for each in (model, plain):
+        optimizer = torch.optim.Adam(each.parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            each.log_likelihood(x, z).sum().neg().backward()
+            optimizer.step()
+    assert_close(model.decode(z), plain.decode(z))
+    assert (model.decoder.bias + model.mean_logits - plain.decoder.bias).abs().max() < 1e-12
+
+
 # Precision
 
 
 @every_network
-@every_prior
+@pytest.mark.parametrize("prior", ["uniform", "learned", "of the data mean"])
 def test_in_bfloat16_every_result_is_finite_and_float32(networks, prior):
-    model = build_model(networks, prior).float()
+    if prior == "of the data mean":
+        model = build_model_of_mean(networks)[0].float()
+    else:
+        model = build_model(networks, prior).float()
     x, z = random_images().float(), random_codes(S, B).float()
     in_float32 = model.encode(x), model.decode(z)
     model.precision = torch.bfloat16

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vae.config.build import ExperimentConfig, RunConfig
 from vae.config.load import SavedRun, to_yaml
 from vae.config.resume import holds_complete_run
-from vae.data import DataSet, elbo_without_code, evaluation_images, to_float
+from vae.data import DataSet, elbo_without_code, evaluation_images, pixel_means, to_float
 from vae.evaluation import CODE_TERMS, data_title, evaluate, evaluate_bounds
 from vae.runs.environment import describe_environment, record_environment
 from vae.runs.folder import CONFIG, REPLICAS, SUMMARY, locked, remove_if_empty
@@ -86,6 +86,7 @@ def run_experiment(
         _write_configs(config, folder, folders)
         for run in runs:
             run.objective.to(run.device)
+        _give_data_mean(runs, checkpoints, data)
         training_runs = _start_logging(config, folder, checkpoints, overrides, stack)
         outcomes = train(training_runs, data, first.training, first.logging)
         rows: list[dict[str, object]] = []
@@ -152,6 +153,21 @@ def _write_configs(config: ExperimentConfig, folder: Path, folders: Sequence[Pat
         write_atomically(folder / REPLICAS, to_yaml(config.shared_values).encode())
     for run, run_folder in zip(config.runs, folders, strict=True):
         write_atomically(run_folder / CONFIG, to_yaml(run.values).encode())
+
+
+def _give_data_mean(
+    runs: Sequence[RunConfig], checkpoints: Sequence[Checkpoint | None], data: DataSet
+) -> None:
+    """Give the mean of the training images to each new model that uses it."""
+    models = [
+        run.objective.model
+        for run, checkpoint in zip(runs, checkpoints, strict=True)
+        if checkpoint is None and run.objective.model.uses_data_mean
+    ]
+    if models:
+        mean = pixel_means(data.train.images)
+        for model in models:
+            model.set_data_mean(mean)
 
 
 def _start_logging(

@@ -1,5 +1,6 @@
 """The VAE: p(x, z) = p(z) p(x | z) and q(z | x). It knows nothing of gradient estimators."""
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from vae import categorical
 from vae.networks import Networks
 from vae.utils.validation import Count, validated
+
+_LEAST_MEAN = 0.001  # of a pixel, and 1 minus the largest mean: keeps its logit finite
 
 
 class CategoricalVAE(nn.Module):
@@ -25,9 +28,25 @@ class CategoricalVAE(nn.Module):
         categories: K.
         prior: p(z) is uniform, or N categoricals with learned logits.
         image_shape: Height and width; D = height * width.
+        output_bias: With "data_mean", the logit of each pixel's mean over the training images is
+            added to the output of the decoder, so that an untrained model predicts roughly the
+            mean image. The decoder's own bias is trained, so this equals a last layer whose bias
+            starts at these logits, as in the public code of DisARM and of the papers that
+            compare with it (`--initialize_with_bias`).
+        center_input: Subtract the mean of the training images from the input of the encoder
+            (`--demean_input` in the same code).
+
+    `set_data_mean` sets the mean, which is stored with the weights. Until then the logits and the
+    mean are zero.
+
+    References:
+        Dong, Mnih & Tucker (2020), https://arxiv.org/abs/2006.10680, and its code,
+        google-research/disarm/binary.
     """
 
     prior_logits: Tensor  # (N, K)
+    mean_logits: Tensor | None  # (D,), added to the output of the decoder
+    input_mean: Tensor | None  # (D,), subtracted from the input of the encoder
 
     precision: torch.dtype | None = None
     """The dtype of autocast in the two networks, or None for none; the rest stays in float32."""
@@ -41,6 +60,8 @@ class CategoricalVAE(nn.Module):
         prior: Literal["uniform", "learned"] = "uniform",
         # Not strict: a configuration has a list.
         image_shape: Annotated[tuple[Count, Count], Field(strict=False)] = (28, 28),
+        output_bias: Literal["default", "data_mean"] = "default",
+        center_input: bool = False,
     ) -> None:
         super().__init__()
         self.latents, self.categories, self.image_shape = latents, categories, image_shape
@@ -51,9 +72,33 @@ class CategoricalVAE(nn.Module):
             self.prior_logits = nn.Parameter(uniform)
         else:
             self.register_buffer("prior_logits", uniform, persistent=False)
+        pixels = math.prod(image_shape)
+        has_mean_logits = output_bias == "data_mean"
+        self.register_buffer("mean_logits", torch.zeros(pixels) if has_mean_logits else None)
+        self.register_buffer("input_mean", torch.zeros(pixels) if center_input else None)
+
+    @property
+    def uses_data_mean(self) -> bool:
+        """Whether the model depends on the mean of the training images."""
+        return self.mean_logits is not None or self.input_mean is not None
+
+    @torch.no_grad()
+    def set_data_mean(self, mean: Tensor) -> None:
+        """Set the mean of the training images, before the first step of training.
+
+        Args:
+            mean: The mean of each pixel, (D,) in [0, 1]. For the logits, means are clamped to
+                [0.001, 0.999], as in the code of DisARM.
+        """
+        if self.mean_logits is not None:
+            self.mean_logits.copy_(mean.clamp(_LEAST_MEAN, 1 - _LEAST_MEAN).logit())
+        if self.input_mean is not None:
+            self.input_mean.copy_(mean)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the logits of q(z | x): images (B, D) in [0, 1] -> (B, N, K)."""
+        if self.input_mean is not None:
+            x = x - self.input_mean
         return self._run(self.encoder, x).unflatten(-1, (self.latents, self.categories))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -62,7 +107,10 @@ class CategoricalVAE(nn.Module):
         The mean of p(x | z) is their sigmoid.
         """
         flat = z.reshape(-1, self.latents * self.categories)
-        return self._run(self.decoder, flat).reshape(*z.shape[:-2], -1)
+        pixel_logits = self._run(self.decoder, flat)
+        if self.mean_logits is not None:
+            pixel_logits = pixel_logits + self.mean_logits
+        return pixel_logits.reshape(*z.shape[:-2], -1)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x | z) = x . l - sum softplus(l) with l = decode(z), in nats per image.

@@ -1,5 +1,8 @@
 """Models that the explorer cannot show are named with the reason."""
 
+import base64
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,6 +46,17 @@ def test_weights_that_float16_cannot_represent_are_not_embedded(weight):
     explorer = collect_explorer({"bad": model_with(decoder)}, IMAGES)
     assert explorer["models"] == []
     assert explorer["not_shown"] == {"bad": "a weight of its decoder is not finite in float16"}
+
+
+def test_the_logits_of_the_data_mean_are_added_behind_the_decoder():
+    model = CategoricalVAE(Linear(), 2, 3, image_shape=(4, 4), output_bias="data_mean")
+    model.set_data_mean(torch.linspace(0, 1, 16))
+    plain = CategoricalVAE(Linear(), 2, 3, image_shape=(4, 4))
+    described, without = collect_explorer({"mean": model, "plain": plain}, IMAGES)["models"]
+    assert described["layers"] == [*without["layers"], {"type": "add", "outputs": 16}]
+    weights = np.frombuffer(base64.b64decode(described["weights"]), dtype="<f2")
+    assert len(weights) == 6 * 16 + 16 + 16
+    assert weights[-16:] == pytest.approx(model.mean_logits.numpy(), abs=4e-3)
 
 
 def test_a_weight_takes_less_than_three_bytes_in_the_page():

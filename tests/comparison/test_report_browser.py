@@ -31,13 +31,15 @@ NETWORKS: dict[str, Networks] = {
     "linear": Linear(),
     **{name: MLP([16], [24, 32], name) for name in get_args(Activation)},
     "conv": Conv(3, 24, "leaky_relu"),
+    "data mean": Linear(),
 }
 
 
-def random_model(networks: Networks) -> CategoricalVAE:
+def random_model(networks: Networks, output_bias: str = "default") -> CategoricalVAE:
     """Return a model whose decoded pixels have all probabilities, and a sharp learned prior."""
     torch.manual_seed(1)
-    model = CategoricalVAE(networks, LATENTS, CATEGORIES, "learned", SHAPE).float()
+    model = CategoricalVAE(networks, LATENTS, CATEGORIES, "learned", SHAPE, output_bias).float()
+    model.set_data_mean(torch.rand(SHAPE[0] * SHAPE[1]))
     with torch.no_grad():
         for weight in model.decoder.parameters():
             weight.mul_(5 if weight.dim() == 4 else 2.5)  # convolutions have smaller weights
@@ -54,7 +56,11 @@ def decode(model: CategoricalVAE, code: list[int]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, CategoricalVAE]:
-    return {name: random_model(networks) for name, networks in NETWORKS.items()}
+    bias = {"data mean": "data_mean"}
+    return {
+        name: random_model(networks, bias.get(name, "default"))
+        for name, networks in NETWORKS.items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers import build_run, compose_config
 from vae.config.build import build_experiment
-from vae.config.load import to_yaml
+from vae.config.load import read_config, to_yaml
 from vae.config.resume import holds_complete_run, resumed_config
 from vae.runs.folder import CONFIG, REPLICAS
 from vae.utils.errors import UserError
@@ -37,6 +37,16 @@ def test_a_folder_holds_the_run_with_its_configuration_on_any_device(run):
 
 def test_a_longer_run_is_the_same_run_and_is_not_finished(run):
     assert not holds(run, "training.epochs=101")
+
+
+def test_a_run_that_is_older_than_the_options_of_the_data_mean_is_still_the_same_run(run):
+    values = read_config(run)
+    for key in ("output_bias", "center_input"):
+        del values["model"][key]
+    (run / CONFIG).write_text(to_yaml(values))
+    assert holds(run, "model.output_bias=default", "model.center_input=false")
+    with pytest.raises(UserError, match="its model.output_bias is default, not data_mean"):
+        holds(run, "model.output_bias=data_mean")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vae.data import Mnist5k, evaluation_images, to_float, training_batches
+from vae.data import Mnist5k, evaluation_images, pixel_means, to_float, training_batches
 
 CPU = torch.device("cpu")
 BINARISATIONS = ["none", "threshold", "dynamic", "static"]
@@ -121,6 +121,13 @@ def test_evaluation_images_of_all_other_splits_are_their_images(mnist_5k, binari
     data = mnist_5k[binarize]
     for split in (data.valid, data.test, *([] if data.redraw else [data.train])):
         assert evaluation_images(data, split) is split.images
+
+
+@every_binarisation
+def test_pixel_means_are_the_means_of_the_training_images(mnist_5k, binarize):
+    images = mnist_5k[binarize].train.images
+    expected = (images.double() / 255).mean(0)
+    torch.testing.assert_close(pixel_means(images).double(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_to_float_divides_by_255_and_leaves_its_argument_unchanged():

@@ -64,7 +64,11 @@ def _describe(model: CategoricalVAE, images: Tensor) -> dict[str, Any]:
         NotExplorable: The page cannot evaluate the decoder.
     """
     layers = _describe_layers(model.decoder)
-    weights = torch.cat([weight.detach().flatten() for weight in model.decoder.parameters()])
+    tensors: list[Tensor] = list(model.decoder.parameters())
+    if model.mean_logits is not None:
+        layers.append({"type": "add", "outputs": len(model.mean_logits)})
+        tensors.append(model.mean_logits)
+    weights = torch.cat([tensor.detach().flatten() for tensor in tensors])
     if not weights.half().isfinite().all():
         raise NotExplorable("a weight of its decoder is not finite in float16")
     return {

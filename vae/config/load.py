@@ -25,6 +25,9 @@ from vae.utils.errors import UserError, first_line
 
 Measured = TypeVar("Measured")
 
+_MODEL_KEYS_OF_OLD_RUNS = {"output_bias": "default", "center_input": False}
+"""Keys that the configuration of an old run lacks, with the values that the run has."""
+
 
 class SavedRun:
     """A saved run. The configuration is read at once, and each checkpoint when it is needed, once.
@@ -191,6 +194,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
             raise UserError(f"{file} has no {key}")
     for target in foreign_targets(values):
         raise UserError(f"{file} names {target}, which is not a class that run folders may use")
+    values["model"] = _MODEL_KEYS_OF_OLD_RUNS | values["model"]
     return {str(key): value for key, value in values.items()}
 
 

@@ -16,6 +16,7 @@ from vae.data.source import (
     Split,
     digest,
     evaluation_images,
+    pixel_means,
     to_float,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "digest",
     "elbo_without_code",
     "evaluation_images",
+    "pixel_means",
     "to_float",
     "training_batches",
 ]

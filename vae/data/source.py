@@ -136,6 +136,17 @@ def digest(data: DataSet) -> str:
     return sha.hexdigest()
 
 
+def pixel_means(images: Tensor) -> Tensor:
+    """Return the mean of each pixel over the images: uint8 (n, D) -> (D,) in [0, 1].
+
+    The sums are integers, so the result is the same on every device.
+    """
+    total = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
+    for part in images.split(1_000):  # to save memory: the sum first converts to int64
+        total += part.sum(0)
+    return total.to(torch.float32) / (255 * len(images))
+
+
 def to_float(images: Tensor) -> Tensor:
     """Convert uint8 pixels to float32 in [0, 1]."""
     return images.to(torch.float32).div_(255)

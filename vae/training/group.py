@@ -12,7 +12,7 @@ from torch import Tensor
 from vae.data import Batches, DataSet
 from vae.tracking import LoggingConfig
 from vae.training.config import TrainingConfig
-from vae.training.monitor import MonitorImages
+from vae.training.monitor import Collapse, MonitorImages
 from vae.training.replica import Progress, Replica, TrainingResult, TrainingRun
 from vae.training.resume import remove_newer
 from vae.training.stacked import StackedObjectives
@@ -62,6 +62,7 @@ class ReplicaGroup:
         self._epoch_began = self._evaluation_began = 0.0
         self._first_timed_step = self.progress.step
         self.images_per_second = 0.0
+        self._warned_of: set[Collapse] = set()
 
     def active(self) -> list[Replica]:
         """Return the replicas that have neither diverged nor run out of patience."""
@@ -140,6 +141,21 @@ class ReplicaGroup:
             )
             if ends or progress.completed_epochs % every == 0:
                 member.log_pictures(progress.step)
+
+    def warn_of_collapse(self, metrics: EpochMetrics) -> None:
+        """Log a line if the codes of a replica do not depend on the image; each kind once."""
+        collapsed: dict[Collapse, list[Replica]] = {}
+        for member in metrics:
+            collapse = member.collapse()
+            if collapse is not None:
+                collapsed.setdefault(collapse, []).append(member)
+        for collapse, members in collapsed.items():
+            if collapse not in self._warned_of:
+                self._warned_of.add(collapse)
+                epoch = f"after epoch {self.progress.completed_epochs}"
+                if len(metrics) > 1:
+                    epoch += f" in {len(members)} of {len(metrics)} replicas"
+                log.warning("%s, %s", epoch, members[0].describe_collapse(collapse))
 
     def save(self, metrics: EpochMetrics) -> None:
         """Save the last model of each replica, and the best model if the epoch was the best."""

@@ -75,6 +75,7 @@ def train(
             metrics = group.evaluate()
             group.end_epoch()
             group.log(metrics)
+            group.warn_of_collapse(metrics)
             group.save(metrics)
             group.show(bar, metrics)
             if shutdown.requested:

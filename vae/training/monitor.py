@@ -1,6 +1,6 @@
 """Evaluate a model after each epoch, and draw its pictures."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -11,7 +11,11 @@ from vae.objective import NegativeELBO, TrainingObjective
 from vae.schedules import Step
 from vae.tracking import Logger, LoggingConfig, pictures
 
+Collapse = Literal["one code", "prior"]
+"""What every image is given if the code does not depend on it: one code, or the prior."""
+
 _GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
+_RATE_OF_PRIOR = 0.1  # nats; a posterior with a smaller rate counts as the prior
 
 
 class MonitorImages(NamedTuple):
@@ -57,6 +61,33 @@ def evaluate_epoch(model: CategoricalVAE, images: MonitorImages) -> EpochEvaluat
     """Evaluate a model on the training images and the held-out images."""
     valid = evaluate(model, images.valid) if len(images.valid) else None
     return EpochEvaluation(evaluate(model, images.train), valid)
+
+
+def find_collapse(evaluation: Evaluation) -> Collapse | None:
+    """Return what every image is given if no latent depends on the image, and otherwise None.
+
+    With "prior", the rate is almost 0: the posterior of every image is the prior. Otherwise all
+    images share another posterior, which is usually a single code.
+    """
+    # A deterministic encoder may keep its information in the mode while q is close to uniform.
+    mode_is_better = evaluation.elbo_map > evaluation.elbo + 1
+    if evaluation.active or mode_is_better:
+        return None
+    return "prior" if evaluation.rate < _RATE_OF_PRIOR else "one code"
+
+
+def describe_collapse(collapse: Collapse, codes: Evaluation, model: CategoricalVAE) -> str:
+    """Return one line that says what every image is given, and what helps."""
+    if collapse == "prior":
+        return (
+            f"the posterior of every image is the prior (rate {codes.rate:.2f} nats), so the code "
+            "says nothing about an image; a warm-up of the KL helps: objective/beta=linear"
+        )
+    remedy = "model.output_bias=data_mean prevents this in most runs"
+    if model.mean_logits is not None:
+        remedy = "a smaller learning rate (optimizer.lr) or another seed may help"
+    numbers = f"perplexity {codes.perplexity:.2f}, rate {codes.rate:.2f} nats"
+    return f"every image has the same code ({numbers}); {remedy}"
 
 
 def gradient_metrics(objective: TrainingObjective, images: Tensor, step: Step) -> dict[str, float]:

@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vae.evaluation import Evaluation
 from vae.objective import TrainingObjective
 from vae.optimizers import OptimizerConfig
 from vae.tracking import Logger, LoggingConfig, ReplicaMeanWriter
 from vae.training import checkpoint, monitor
 from vae.training.checkpoint import Checkpoint
-from vae.training.monitor import EpochEvaluation, MonitorImages
+from vae.training.monitor import Collapse, EpochEvaluation, MonitorImages
 from vae.training.stacked import StackedObjectives
 from vae.utils.errors import Diverged, UserError
 
@@ -150,12 +151,25 @@ class Replica:
             | gradient
         )
 
+    def collapse(self) -> Collapse | None:
+        """Return whether and how the model that was evaluated last has collapsed."""
+        return monitor.find_collapse(self._codes)
+
+    def describe_collapse(self, collapse: Collapse) -> str:
+        """Return one line about the collapse of the model that was evaluated last."""
+        return monitor.describe_collapse(collapse, self._codes, self._model)
+
     def log_pictures(self, step: int) -> None:
         """Log pictures of the model that was evaluated last."""
+        monitor.log_pictures(
+            self.run.logger, step, self._model, self._images.pictures, self._codes
+        )
+
+    @property
+    def _codes(self) -> Evaluation:
         if self._evaluation is None:
             raise RuntimeError("the model has not been evaluated")
-        codes = self._evaluation.codes
-        monitor.log_pictures(self.run.logger, step, self._model, self._images.pictures, codes)
+        return self._evaluation.codes
 
     def save_checkpoint(
         self,

@@ -66,7 +66,12 @@ function convTranspose(layer, x, weight, bias) {
   return y;
 }
 
+const add = (layer, x, weight, bias) => x.map((value, index) => value + bias[index]);
+
+const LAYERS = { linear, conv_transpose: convTranspose, add };
+
 const weightsOf = {
+  add: () => 0,
   linear: layer => layer.inputs * layer.outputs,
   conv_transpose: layer => layer.inputs * layer.outputs * layer.kernel ** 2,
 };
@@ -79,8 +84,7 @@ function buildDecoder({ categories, latents, layers, weights }) {
   const steps = layers.map(layer => {
     if (!(layer.type in weightsOf)) return x => x.map(ACTIVATIONS[layer.type]);
     const weight = take(weightsOf[layer.type](layer)), bias = take(layer.outputs);
-    const apply = layer.type === "linear" ? linear : convTranspose;
-    return x => apply(layer, x, weight, bias);
+    return x => LAYERS[layer.type](layer, x, weight, bias);
   });
   return code => {
     const oneHot = new Float32Array(latents * categories);
