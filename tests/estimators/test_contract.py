@@ -110,7 +110,7 @@ NAMES = option_names("estimator")
 # estimator is tested without a change here. There are two exceptions, because a docstring claims
 # something that cannot be read from the code.
 
-RELAXED = ["gumbel_softmax", "rebar", "relax", "softmax"]
+RELAXED = ["gumbel_softmax", "muprop", "rebar", "relax", "softmax"]
 """Estimators that evaluate f inside the simplex. Every other one must use one-hot codes alone."""
 
 NO_SAMPLE = ["straight_through_argmax"]

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import (
     ESTIMATOR_OPTIONS,
+    ESTIMATOR_SETTINGS,
     MOMENTS,
     MULTI_SAMPLE_OBJECTIVES,
     REPLICAS,
@@ -52,7 +53,7 @@ EXECUTIONS = [
 ]
 """A device, and whether the step is recorded there and replayed."""
 
-CHOICES = [f"estimator={name}" for name in ESTIMATOR_OPTIONS]
+CHOICES = [f"estimator={name}" for name in [*ESTIMATOR_OPTIONS, *ESTIMATOR_SETTINGS]]
 CHOICES += [f"objective={name}" for name in MULTI_SAMPLE_OBJECTIVES]
 OPTIMIZERS = [Adam, AdamW, RAdam, SGD]
 FALLING_RATE = Linear(start=0.02, end=0.001, steps=20)
@@ -176,7 +177,7 @@ def test_no_optimizer_synchronises(optimizer, redraw, clip, replicas, device, ca
 @pytest.mark.parametrize("replicas", [1, REPLICAS])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_no_estimator_and_no_objective_synchronises(choice, replicas, device, capture):
-    objectives = [noise_objective(seed, choice) for seed in range(replicas)]
+    objectives = [noise_objective(seed, *choice.split()) for seed in range(replicas)]
     assert_no_synchronisation(objectives, Adam, device, capture)
 
 
@@ -226,7 +227,9 @@ def test_the_detector_notices_operations_that_synchronise(device, operation):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_tensor_is_created_on_the_device_of_the_model(choice, replicas):
     """The meta device computes nothing, and refuses tensors of the CPU as a GPU does."""
-    objectives = [noise_objective(seed, choice).float().to("meta") for seed in range(replicas)]
+    objectives = [
+        noise_objective(seed, *choice.split()).float().to("meta") for seed in range(replicas)
+    ]
     pixels = math.prod(objectives[0].model.image_shape)
     stacked = StackedObjectives(objectives, [adam()] * replicas)
     terms = stacked(

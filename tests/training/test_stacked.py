@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from tests.helpers import (
     CATEGORIES,
     ESTIMATOR_OPTIONS,
+    ESTIMATOR_SETTINGS,
     LATENTS,
     MOMENTS,
     MULTI_SAMPLE_OBJECTIVES,
@@ -111,9 +112,9 @@ def assert_replicas_equal_runs_alone(
 # A replica equals a run alone
 
 
-@pytest.mark.parametrize("name", ESTIMATOR_OPTIONS)
+@pytest.mark.parametrize("name", [*ESTIMATOR_OPTIONS, *ESTIMATOR_SETTINGS])
 def test_a_replica_equals_a_run_alone_for_every_estimator(name, noise):
-    make = lambda seed: noise_objective(seed, f"estimator={name}")
+    make = lambda seed: noise_objective(seed, *f"estimator={name}".split())
     assert_replicas_equal_runs_alone(make, [adam()] * REPLICAS, noise, clip=0.5)
 
 

@@ -8,6 +8,7 @@ from vae.estimators.gapped_straight_through import GappedStraightThrough
 from vae.estimators.gumbel_rao import GumbelRao, ReinMaxRao
 from vae.estimators.gumbel_softmax import GumbelSoftmax, StraightThroughGumbel
 from vae.estimators.minimum_variance import MinimumVariance
+from vae.estimators.muprop import MuProp
 from vae.estimators.reinforce import Reinforce, ReinforceLearnedBaseline, ReinforceMovingAverage
 from vae.estimators.reinmax import ReinMax
 from vae.estimators.relax import Rebar, Relax
@@ -25,6 +26,7 @@ __all__ = [
     "GumbelRao",
     "GumbelSoftmax",
     "MinimumVariance",
+    "MuProp",
     "Pathwise",
     "Rebar",
     "ReinMax",
