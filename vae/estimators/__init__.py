@@ -5,7 +5,7 @@ from vae.estimators.decoupled_straight_through_gumbel import DecoupledStraightTh
 from vae.estimators.disarm import Disarm
 from vae.estimators.exact import Exact
 from vae.estimators.gapped_straight_through import GappedStraightThrough
-from vae.estimators.gumbel_rao import GumbelRao, ReinMaxRao
+from vae.estimators.gumbel_rao import GumbelRao, ReinMaxCV, ReinMaxRao
 from vae.estimators.gumbel_softmax import GumbelSoftmax, StraightThroughGumbel
 from vae.estimators.minimum_variance import MinimumVariance
 from vae.estimators.muprop import MuProp
@@ -30,6 +30,7 @@ __all__ = [
     "Pathwise",
     "Rebar",
     "ReinMax",
+    "ReinMaxCV",
     "ReinMaxRao",
     "Reinforce",
     "ReinforceLearnedBaseline",

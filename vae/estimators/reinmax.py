@@ -32,8 +32,22 @@ class ReinMax(Surrogate):
         super().__init__(temperature, samples)
 
     def surrogate(self, z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
-        p = logits.softmax(-1)
-        m = (z + (logits / temperature).softmax(-1)) / 2
-        # Written as the softmax of logits + constant, m keeps its value and has the Jacobian J(m).
-        m = (logits + (m.log() - logits).detach()).softmax(-1)
-        return 2 * m - p / 2
+        return reinmax_surrogate(z, logits, temperature)
+
+
+def reinmax_surrogate(z: Tensor, logits: Tensor, temperature: Value) -> Tensor:
+    """Return a tensor with the gradient of `ReinMax` in the logits; its value is not used.
+
+    Args:
+        z: One-hot samples (S, B, N, K).
+        logits: (B, N, K).
+        temperature: tau.
+
+    Returns:
+        A tensor (S, B, N, K).
+    """
+    p = logits.softmax(-1)
+    m = (z + (logits / temperature).softmax(-1)) / 2
+    # Written as the softmax of logits + constant, m keeps its value and has the Jacobian J(m).
+    m = (logits + (m.log() - logits).detach()).softmax(-1)
+    return 2 * m - p / 2
