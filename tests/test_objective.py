@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.testing import assert_close
 
+from vae import categorical
 from vae.categorical import codes, exp_concrete_log_prob, log_prob
 from vae.estimators import (
     Estimator,
@@ -31,6 +32,7 @@ B, N, K, D = 5, 2, 3, 16
 EXACT = Exact(limit=K**N)
 
 every_prior = pytest.mark.parametrize("prior", ["uniform", "learned"])
+every_baseline = pytest.mark.parametrize("baseline", ["geometric", "leave_out"])
 
 
 def build_model(prior: str = "uniform") -> CategoricalVAE:
@@ -235,9 +237,10 @@ class ConstantEncoder(nn.Module):
         return self.logits.expand(len(x), N * K)
 
 
+@every_baseline
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("samples", [2, 3])
-def test_vimco_has_no_bias(samples, beta, monkeypatch):
+def test_vimco_has_no_bias(samples, beta, baseline, monkeypatch):
     """Its expected gradient over all tuples of codes is the gradient of the enumerated bound."""
     model, x = build_model(), random_images()[:1]
     model.encoder = ConstantEncoder()
@@ -246,11 +249,38 @@ def test_vimco_has_no_bias(samples, beta, monkeypatch):
     )
     z = all_tuples(samples)
     monkeypatch.setattr("vae.categorical.sample", lambda *_: z)
-    loss = VIMCO(model, samples=samples, beta=beta)(x.expand(z.shape[1], D), 0).loss  # (T,)
+    objective = VIMCO(model, samples=samples, beta=beta, baseline=baseline)
+    loss = objective(x.expand(z.shape[1], D), 0).loss  # (T,)
     probability = tuple_probability(model.encode(x), z).detach()
     (gradient,) = torch.autograd.grad((probability * loss).sum(), model.encoder.logits)
     assert truth.abs().max() > 1e-2
-    assert_close(gradient, truth)
+    assert_close(gradient, truth, rtol=0, atol=1e-12)
+
+
+def test_vimco_weights_the_score_by_the_bound_minus_the_baseline(monkeypatch):
+    """The gradient in the logits is that of the formula, in which z - q is the score of a code."""
+    model, x, samples = build_model(), random_images()[:1], 3
+    model.encoder = ConstantEncoder()
+    z = categorical.sample(model.encode(x), samples)
+    monkeypatch.setattr("vae.categorical.sample", lambda *_: z)
+    weights = (model.joint_log_prob(x, z) - log_prob(model.encode(x), z)).exp().squeeze(1)  # (S,)
+    scores = (z - model.encode(x).softmax(-1)).flatten(1)  # (S, N * K)
+    for baseline, replacement in {
+        "geometric": lambda others: others.prod() ** (1 / len(others)),
+        "leave_out": lambda others: 0.0,
+    }.items():
+        expected = torch.zeros(N * K)
+        for i in range(samples):
+            others = torch.cat([weights[:i], weights[i + 1 :]])
+            signal = (weights.sum() / (others.sum() + replacement(others))).log()
+            expected -= (signal - weights[i] / weights.sum()) * scores[i]
+        loss = VIMCO(model, samples=samples, baseline=baseline)(x, 0).loss.sum()
+        (gradient,) = torch.autograd.grad(loss, model.encoder.logits)
+        assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_vimco_has_the_geometric_baseline_by_default():
+    assert VIMCO(build_model(), samples=2).baseline == "geometric"
 
 
 def test_vimco_has_the_gradient_of_the_bound_in_decoder_and_prior():
@@ -268,11 +298,12 @@ def test_vimco_has_the_gradient_of_the_bound_in_decoder_and_prior():
         assert_close(vimco_gradient, plain_gradient)
 
 
-def test_vimco_has_finite_gradients_if_one_weight_dominates():
+@every_baseline
+def test_vimco_has_finite_gradients_if_one_weight_dominates(baseline):
     model, x = build_model(), random_images()
     with torch.no_grad():
         model.decoder[-1].bias.mul_(1e4)
-    loss = VIMCO(model, samples=4)(x, 0).loss.sum()
+    loss = VIMCO(model, samples=4, baseline=baseline)(x, 0).loss.sum()
     for gradient in torch.autograd.grad(loss, list(model.parameters())):
         assert gradient.isfinite().all()
 
@@ -288,6 +319,12 @@ def test_terms_of_a_multi_sample_bound_carry_no_gradient():
 def test_vimco_needs_at_least_two_samples(samples):
     with pytest.raises(ValidationError):
         VIMCO(build_model(), samples=samples)
+
+
+@pytest.mark.parametrize("baseline", ["arithmetic", None, 0.0])
+def test_vimco_refuses_an_unknown_baseline(baseline):
+    with pytest.raises(ValidationError):
+        VIMCO(build_model(), samples=2, baseline=baseline)
 
 
 @pytest.mark.parametrize("estimator", [EXACT, None])

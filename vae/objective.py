@@ -6,7 +6,7 @@ depend on the objective: it is always about the discrete model at beta = 1.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -142,7 +142,9 @@ class VIMCO(TrainingObjective):
 
         L(w_1, ..., w_S) - L(w_1, ..., m_i, ..., w_S),
 
-    in which m_i, the geometric mean of the other weights, replaces w_i. The gradient is unbiased.
+    in which m_i replaces w_i. The baseline `geometric` takes the geometric mean of the other
+    weights for m_i, and `leave_out` takes 0 (VIMCO-star). Neither depends on sample i, so the
+    gradient is unbiased with both of them; only its variance differs.
 
     Distortion and rate are only logged, as those of ImportanceWeighted are. Costs S evaluations of
     the decoder.
@@ -151,9 +153,11 @@ class VIMCO(TrainingObjective):
         model: The VAE.
         samples: S, at least 2.
         beta: Exponent of p(z) / q(z | x) in the weights, a number or a schedule.
+        baseline: What replaces the weight of a sample in its baseline.
 
     References:
-        Mnih & Rezende (2016), https://arxiv.org/abs/1602.06725.
+        Mnih & Rezende (2016), https://arxiv.org/abs/1602.06725, for `geometric`; Daudel et al.
+        (2026), https://arxiv.org/abs/2602.01412, for `leave_out`.
     """
 
     takes_estimator = None
@@ -164,16 +168,21 @@ class VIMCO(TrainingObjective):
         model: CategoricalVAE,
         samples: Annotated[int, Field(ge=2)],
         beta: NonNegativeSchedule = _ONE,
+        baseline: Literal["geometric", "leave_out"] = "geometric",
     ) -> None:
         super().__init__(model, beta)
-        self.samples = samples
+        self.samples, self.baseline = samples, baseline
 
     def forward(self, x: Tensor, step: Step) -> Terms:
         logits = self.model.encode(x)  # (B, N, K)
         z = categorical.sample(logits, self.samples)  # (S, B, N, K)
         weights = _log_weights(self.model, x, logits, z, self.beta(step))
         bound = weights.total.logsumexp(0) - math.log(self.samples)
-        signal = bound - _bounds_with_each_replaced(weights.total)  # (S, B)
+        if self.baseline == "geometric":
+            replacements = _means_of_others(weights.total)
+        else:
+            replacements = torch.full_like(weights.total, -math.inf)
+        signal = bound - _bounds_with_each_replaced(weights.total, replacements)  # (S, B)
         score = (signal.detach() * weights.log_q).sum(0)
         loss = -(bound + categorical.gradient_of(score))
         return Terms(loss, *weights.mean_terms(self.model, logits))
@@ -248,22 +257,27 @@ def _log_weights(
     return _LogWeights(total, log_likelihood, log_q)
 
 
-def _bounds_with_each_replaced(log_weights: Tensor) -> Tensor:
-    """Return, for each sample, the bound if its log-weight were the mean of the other log-weights.
+def _means_of_others(log_weights: Tensor) -> Tensor:
+    """Return, for each sample, the mean of the log-weights of the other samples: (S, B)."""
+    return (log_weights.sum(0) - log_weights) / (len(log_weights) - 1)
+
+
+def _bounds_with_each_replaced(log_weights: Tensor, replacements: Tensor) -> Tensor:
+    """Return, for each sample, the bound if its log-weight were its replacement.
 
     The computation uses an (S, S, B) tensor. A difference of sums would need less memory,
     but would lose all precision to cancellation if one weight dominates.
 
     Args:
         log_weights: (S, B).
+        replacements: (S, B); minus infinity leaves the sample out of the sum.
 
     Returns:
         Bounds (S, B).
     """
     samples = len(log_weights)
-    others = (log_weights.sum(0) - log_weights) / (samples - 1)  # (S, B)
     diagonal = torch.eye(samples, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
     replaced = torch.where(
-        diagonal, others.unsqueeze(1), log_weights
+        diagonal, replacements.unsqueeze(1), log_weights
     )  # (S, S, B): row i has weight i replaced
     return replaced.logsumexp(1) - math.log(samples)

@@ -118,9 +118,15 @@ def test_a_replica_equals_a_run_alone_for_every_estimator(name, noise):
     assert_replicas_equal_runs_alone(make, [adam()] * REPLICAS, noise, clip=0.5)
 
 
-@pytest.mark.parametrize("name", MULTI_SAMPLE_OBJECTIVES)
-def test_a_replica_equals_a_run_alone_for_every_objective(name, noise):
-    make = lambda seed: noise_objective(seed, f"objective={name}")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"objective={name}"] for name in MULTI_SAMPLE_OBJECTIVES),
+        ["objective=vimco", "objective.baseline=leave_out"],
+    ],
+)
+def test_a_replica_equals_a_run_alone_for_every_objective(overrides, noise):
+    make = lambda seed: noise_objective(seed, *overrides)
     assert_replicas_equal_runs_alone(make, [adam()] * REPLICAS, noise)
 
 
