@@ -315,7 +315,7 @@ ESTIMATOR_OPTIONS = option_names("estimator")
 ESTIMATOR_SETTINGS = ["muprop estimator.samples=2 estimator.coefficient=adaptive"]
 """Settings of estimators, after the name, that compute something else than the option file."""
 
-MULTI_SAMPLE_OBJECTIVES = ["vimco", "concrete", "importance_weighted"]
+MULTI_SAMPLE_OBJECTIVES = ["vimco", "reweighted_wake_sleep", "concrete", "importance_weighted"]
 
 
 def noise_model(seed: int, prior: str = "learned") -> CategoricalVAE:

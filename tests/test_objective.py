@@ -25,7 +25,13 @@ from vae.estimators import (
 )
 from vae.model import CategoricalVAE
 from vae.networks import MLP
-from vae.objective import VIMCO, ConcreteELBO, ImportanceWeighted, NegativeELBO
+from vae.objective import (
+    VIMCO,
+    ConcreteELBO,
+    ImportanceWeighted,
+    NegativeELBO,
+    ReweightedWakeSleep,
+)
 from vae.schedules import Linear
 
 B, N, K, D = 5, 2, 3, 16
@@ -33,6 +39,16 @@ EXACT = Exact(limit=K**N)
 
 every_prior = pytest.mark.parametrize("prior", ["uniform", "learned"])
 every_baseline = pytest.mark.parametrize("baseline", ["geometric", "leave_out"])
+
+
+MULTI_SAMPLE = {
+    "geometric": lambda model, **settings: VIMCO(model, **settings, baseline="geometric"),
+    "leave_out": lambda model, **settings: VIMCO(model, **settings, baseline="leave_out"),
+    "reweighted_wake_sleep": ReweightedWakeSleep,
+}
+every_multi_sample_objective = pytest.mark.parametrize(
+    "objective", MULTI_SAMPLE.values(), ids=MULTI_SAMPLE
+)
 
 
 def build_model(prior: str = "uniform") -> CategoricalVAE:
@@ -214,11 +230,12 @@ def test_importance_weighted_bound_rises_with_the_samples_from_the_elbo_towards_
         assert (lower < upper).all()
 
 
-@pytest.mark.parametrize("objective", ["vimco", "importance_weighted"])
+@pytest.mark.parametrize("objective", ["vimco", "wake_wake", "importance_weighted"])
 def test_mean_of_sampled_losses_is_the_enumerated_bound(objective):
     model, x, draws = build_model(), random_images()[:1], 20_000
     objectives = {
         "vimco": VIMCO(model, samples=2),
+        "wake_wake": ReweightedWakeSleep(model, samples=2),
         "importance_weighted": ImportanceWeighted(model, ReinMax(temperature=1.0, samples=2)),
     }
     loss = objectives[objective](x.expand(draws, D), 0).loss.detach()
@@ -283,7 +300,8 @@ def test_vimco_has_the_geometric_baseline_by_default():
     assert VIMCO(build_model(), samples=2).baseline == "geometric"
 
 
-def test_vimco_has_the_gradient_of_the_bound_in_decoder_and_prior():
+@every_multi_sample_objective
+def test_gradient_in_decoder_and_prior_is_that_of_the_bound(objective):
     """These gradients contain no score function, so at equal codes they equal the loss's."""
     model, x = build_model("learned"), random_images()
     z = all_tuples(2)[:, :B]
@@ -291,19 +309,20 @@ def test_vimco_has_the_gradient_of_the_bound_in_decoder_and_prior():
     plain = ImportanceWeighted(model, FixedCodes(z))(x, 0).loss.sum()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae.categorical.sample", lambda *_: z)
-        vimco = VIMCO(model, samples=2)(x, 0).loss.sum()
-    assert_close(vimco, plain)
-    gradients = (torch.autograd.grad(loss, parameters) for loss in (vimco, plain))
-    for vimco_gradient, plain_gradient in zip(*gradients, strict=True):
-        assert_close(vimco_gradient, plain_gradient)
+        loss = objective(model, samples=2)(x, 0).loss.sum()
+    assert_close(loss, plain)
+    for gradient, expected in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True
+    ):
+        assert_close(gradient, expected)
 
 
-@every_baseline
-def test_vimco_has_finite_gradients_if_one_weight_dominates(baseline):
+@every_multi_sample_objective
+def test_gradients_are_finite_if_one_weight_dominates(objective):
     model, x = build_model(), random_images()
     with torch.no_grad():
         model.decoder[-1].bias.mul_(1e4)
-    loss = VIMCO(model, samples=4, baseline=baseline)(x, 0).loss.sum()
+    loss = objective(model, samples=4)(x, 0).loss.sum()
     for gradient in torch.autograd.grad(loss, list(model.parameters())):
         assert gradient.isfinite().all()
 
@@ -315,10 +334,11 @@ def test_terms_of_a_multi_sample_bound_carry_no_gradient():
     assert loss.requires_grad and not distortion.requires_grad and not rate.requires_grad
 
 
+@every_multi_sample_objective
 @pytest.mark.parametrize("samples", [0, 1, 2.0, "2"])
-def test_vimco_needs_at_least_two_samples(samples):
+def test_an_objective_without_an_estimator_needs_at_least_two_samples(objective, samples):
     with pytest.raises(ValidationError):
-        VIMCO(build_model(), samples=samples)
+        objective(build_model(), samples=samples)
 
 
 @pytest.mark.parametrize("baseline", ["arithmetic", None, 0.0])
@@ -331,6 +351,73 @@ def test_vimco_refuses_an_unknown_baseline(baseline):
 def test_importance_weighted_bound_needs_a_pathwise_estimator(estimator):
     with pytest.raises(ValidationError):
         ImportanceWeighted(build_model(), estimator)
+
+
+# Reweighted wake-sleep
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("samples", [2, 3])
+def test_wake_wake_trains_the_encoder_on_the_normalised_weights(samples, beta, monkeypatch):
+    """The expected gradient over all tuples is that of -sum_i v_i log q, with v held constant."""
+    model, x = build_model("learned"), random_images()[:1]
+    model.encoder = ConstantEncoder()
+    truth = enumerate_codes(model, x)
+    log_weight = truth.likelihood + beta * (truth.prior - truth.posterior)  # (K**N, 1)
+    chosen = torch.cartesian_prod(*[torch.arange(K**N)] * samples)  # (T, S)
+    shares = log_weight[chosen].softmax(1).detach()  # (T, S, 1)
+    probability = truth.posterior[chosen].sum(1).exp().detach()  # (T, 1)
+    cross_entropy = -(probability * (shares * truth.posterior[chosen]).sum(1)).sum()
+    (expected,) = torch.autograd.grad(cross_entropy, model.encoder.logits)
+    z = all_tuples(samples)
+    monkeypatch.setattr("vae.categorical.sample", lambda *_: z)
+    objective = ReweightedWakeSleep(model, samples=samples, beta=beta)
+    loss = objective(x.expand(z.shape[1], D), 0).loss  # (T,)
+    (gradient,) = torch.autograd.grad((probability.squeeze(1) * loss).sum(), model.encoder.logits)
+    assert expected.abs().max() > 1e-2
+    assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_wake_wake_tends_to_the_divergence_from_the_posterior(beta, monkeypatch):
+    """The frequencies of the codes equal q exactly, as those of infinitely many samples do."""
+    model, x = build_model("learned"), random_images()[:1]
+    model.encoder = ConstantEncoder()
+    model.encoder.logits.data = torch.tensor([1.0, 2.0, 3.0]).log().repeat(N)
+    repeats = [
+        math.prod(d + 1 for d in digits) for digits in itertools.product(range(K), repeat=N)
+    ]
+    z = codes(N, K).repeat_interleave(torch.tensor(repeats), 0).unsqueeze(1)  # (36, 1, N, K)
+    monkeypatch.setattr("vae.categorical.sample", lambda *_: z)
+    loss = ReweightedWakeSleep(model, samples=len(z), beta=beta)(x, 0).loss.sum()
+    (gradient,) = torch.autograd.grad(loss, model.encoder.logits)
+    likelihood, prior, log_q = enumerate_codes(model, x)
+    target = (likelihood + beta * prior + (1 - beta) * log_q).softmax(0).detach()
+    divergence = (target * (target.log() - log_q)).sum()
+    (expected,) = torch.autograd.grad(divergence, model.encoder.logits)
+    assert expected.abs().max() > 1e-2
+    assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_wake_wake_rests_at_the_best_posterior_of_the_elbo(beta, monkeypatch):
+    """With one latent q can be this posterior; then neither objective has a gradient in it."""
+    networks = MLP(encoder_sizes=[8], decoder_sizes=[8], activation="tanh")
+    model = CategoricalVAE(networks, latents=1, categories=K, image_shape=(4, 4))
+    x, z = random_images()[:1], codes(1, K)
+    with torch.no_grad():
+        likelihood = model.log_likelihood(x, z.unsqueeze(1)).squeeze(1)  # (K,)
+    model.encoder = ConstantEncoder()
+    model.encoder.logits = nn.Parameter(likelihood / beta)
+    model.encoder.forward = lambda x: model.encoder.logits.expand(len(x), K)
+    elbo_loss = NegativeELBO(model, Exact(limit=K), beta=beta)(x, 0).loss.sum()
+    pairs = torch.cartesian_prod(torch.arange(K), torch.arange(K))
+    monkeypatch.setattr("vae.categorical.sample", lambda *_: z[pairs.T])  # (2, K**2, 1, K)
+    loss = ReweightedWakeSleep(model, samples=2, beta=beta)(x.expand(K**2, D), 0).loss
+    q = model.encoder.logits.detach().softmax(0)
+    for objective in (elbo_loss, (q[pairs].prod(1) * loss).sum()):
+        (gradient,) = torch.autograd.grad(objective, model.encoder.logits)
+        assert_close(gradient, torch.zeros(K), rtol=0, atol=1e-12)
 
 
 # The bound of the relaxed model

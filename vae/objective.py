@@ -188,6 +188,56 @@ class VIMCO(TrainingObjective):
         return Terms(loss, *weights.mean_terms(self.model, logits))
 
 
+class ReweightedWakeSleep(TrainingObjective):
+    """Train the decoder on the importance-weighted bound and the encoder on its weights.
+
+    This is the wake-wake form of reweighted wake-sleep. With S samples z_i of q and the
+    normalised weights v_i = w_i / sum_j w_j, held constant, the decoder and the prior minimise
+    the negated bound, and the encoder minimises
+
+        -sum_i v_i log q(z_i | x).
+
+    If beta = 1, the gradient of the encoder tends to that of KL(p(z | x) || q(z | x)) as S grows.
+    For a finite S it has a bias, and it is not the gradient of the bound. For another beta the
+    encoder's target is proportional to p(x | z) p(z)^beta q(z | x)^(1 - beta). This target equals
+    q if q is proportional to p(z) p(x | z)^(1 / beta), which is also the best q of NegativeELBO.
+
+    The value of the loss is the negated bound. Distortion and rate are only logged, as those of
+    ImportanceWeighted are. Costs S evaluations of the decoder.
+
+    Args:
+        model: The VAE.
+        samples: S, at least 2, because a single weight is always 1.
+        beta: Exponent of p(z) / q(z | x) in the weights, a number or a schedule.
+
+    References:
+        Bornschein & Bengio (2015), https://arxiv.org/abs/1406.2751; Le et al. (2019),
+        https://arxiv.org/abs/1805.10469, for the wake-wake form.
+    """
+
+    takes_estimator = None
+
+    @validated
+    def __init__(
+        self,
+        model: CategoricalVAE,
+        samples: Annotated[int, Field(ge=2)],
+        beta: NonNegativeSchedule = _ONE,
+    ) -> None:
+        super().__init__(model, beta)
+        self.samples = samples
+
+    def forward(self, x: Tensor, step: Step) -> Terms:
+        logits = self.model.encode(x)  # (B, N, K)
+        z = categorical.sample(logits, self.samples)  # (S, B, N, K)
+        weights = _log_weights(self.model, x, logits.detach(), z, self.beta(step))
+        bound = weights.total.logsumexp(0) - math.log(self.samples)
+        shares = weights.total.detach().softmax(0)  # (S, B)
+        score = (shares * categorical.log_prob(logits, z)).sum(0)
+        loss = -(bound + categorical.gradient_of(score))
+        return Terms(loss, *weights.mean_terms(self.model, logits))
+
+
 class ConcreteELBO(TrainingObjective):
     """Minimise the negative ELBO of the relaxed model, with the KL of Concrete densities.
 

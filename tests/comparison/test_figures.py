@@ -34,7 +34,7 @@ def comparison_of(labels: list[str]) -> Comparison:
 
 
 def test_each_estimator_has_one_style_and_no_two_share_it():
-    names = [*option_names("estimator"), "vimco"]
+    names = [*option_names("estimator"), "vimco", "reweighted_wake_sleep"]
     styles = {name: figures.style(name) for name in names}
     assert len(set(styles.values())) == len(names)
     assert figures.style("of my own") == figures.style("of my own")

@@ -31,6 +31,7 @@ COMMON = ["data=mnist_5k", "training.epochs=2", "latents=4", "categories=8", "de
 OBJECTIVES = {
     "importance_weighted": ["estimator=reinmax", "estimator.samples=4"],
     "vimco": [],
+    "reweighted_wake_sleep": [],
     "concrete": [],
 }
 TIMES = {"seconds"}
@@ -44,6 +45,8 @@ def commands(checkout: Path) -> dict[str, list[str]]:
     for file in sorted((checkout / "configs" / "estimator").glob("*.yaml")):
         runs[f"estimator_{file.stem}"] = [f"estimator={file.stem}"]
     for name, overrides in OBJECTIVES.items():
+        if not (checkout / "configs" / "objective" / f"{name}.yaml").exists():
+            continue  # an earlier revision has fewer objectives
         runs[f"objective_{name}"] = [f"objective={name}", *overrides]
     runs["dynamic"] = ["data.binarize=dynamic"]
     runs["replicas"] = ["seeds=2"]

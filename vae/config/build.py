@@ -134,7 +134,7 @@ def build_experiment(config: DictConfig) -> ExperimentConfig:
 def _build_run(values: dict[str, Any], name: str, name_without_seed: str) -> RunConfig:
     for group in _GROUPS:
         if group == "estimator" and values.get(group) is None:
-            continue  # VIMCO takes none
+            continue  # VIMCO and ReweightedWakeSleep take none
         if not isinstance(values.get(group), dict):
             raise UserError(f"{group} must be a group of keys, not {values.get(group)!r}")
     _refuse_foreign_classes(values)
