@@ -16,6 +16,7 @@ PIXELS, CODE = 96, 15
 ACTIVATIONS = {
     "relu": torch.relu,
     "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.2),
+    "leaky_relu_0.3": lambda x: nn.functional.leaky_relu(x, 0.3),
     "tanh": torch.tanh,
     "elu": nn.functional.elu,
     "gelu": nn.functional.gelu,

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from vae.utils.validation import Count, frozen
 
-Activation = Literal["relu", "leaky_relu", "tanh", "elu", "gelu", "silu"]
+Activation = Literal["relu", "leaky_relu", "leaky_relu_0.3", "tanh", "elu", "gelu", "silu"]
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     # In place to save memory: no backward pass needs the input of the ReLU.
     "relu": lambda: nn.ReLU(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "leaky_relu_0.3": lambda: nn.LeakyReLU(0.3),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "gelu": nn.GELU,

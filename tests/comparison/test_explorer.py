@@ -27,7 +27,7 @@ def model_with(decoder: nn.Module) -> CategoricalVAE:
     [
         (nn.Softplus(), "Softplus"),
         (nn.Linear(6, 16, bias=False), "Linear"),
-        (nn.LeakyReLU(0.3), "LeakyReLU"),
+        (nn.LeakyReLU(0.1), "LeakyReLU"),
         (nn.ConvTranspose2d(6, 1, 4, dilation=2), "ConvTranspose2d"),
         (nn.ConvTranspose2d(6, 1, (4, 3)), "ConvTranspose2d"),
     ],

@@ -196,6 +196,32 @@ def test_modern_experiments_have_the_published_recipe(
         assert run.objective.estimator.inner_samples == 20
 
 
+@pytest.mark.parametrize(("networks", "hidden"), [("linear", []), ("nonlinear", [200, 200])])
+def test_binary_200_is_the_published_model_and_protocol(networks, hidden):
+    words = [f"experiment=binary_200_{networks}", "estimator=reinforce", "estimator.samples=2"]
+    run = build_run(*words)
+    model = run.objective.model
+    assert (model.latents, model.categories) == (200, 2)
+    assert not model.uses_data_mean and not model.prior_logits.requires_grad
+    assert widths(model.encoder) == [784, *hidden, 400]
+    assert widths(model.decoder) == [400, *hidden, 784]
+    activations = [m for m in model.modules() if isinstance(m, nn.LeakyReLU)]
+    assert [a.negative_slope for a in activations] == [0.3] * 2 * len(hidden)
+    assert type(run.optimizer) is Adam and run.optimizer.lr(0) == run.optimizer.lr(10**6) == 1e-3
+    assert (run.total_steps, run.training.batch_size) == (10**6, 100)
+    assert run.source.name == "MNIST, binarize=dynamic, validation=10000"
+    assert run.objective.estimator.samples == 2
+
+
+def test_binary_200_takes_the_settings_of_disarm():
+    overrides = "optimizer.lr=1e-4 training.batch_size=50 training.epochs=1000 "
+    overrides += "model.prior=learned model.output_bias=data_mean model.center_input=true"
+    run = build_run("experiment=binary_200_nonlinear", "estimator=disarm", *overrides.split())
+    model = run.objective.model
+    assert model.mean_logits is not None and model.input_mean is not None
+    assert (run.total_steps, run.optimizer.lr(0)) == (10**6, 1e-4)
+
+
 def widths(network: nn.Module) -> list[int]:
     """Return the number of inputs, and of outputs of each linear layer."""
     layers = [network] if isinstance(network, nn.Linear) else list(network)

@@ -25,6 +25,7 @@ const sigmoid = x => 1 / (1 + Math.exp(-x));
 const ACTIVATIONS = {
   relu: x => Math.max(x, 0),
   leaky_relu: x => (x > 0 ? x : 0.2 * x),
+  "leaky_relu_0.3": x => (x > 0 ? x : 0.3 * x),
   tanh: Math.tanh,
   elu: x => (x > 0 ? x : Math.expm1(x)),
   gelu: x => 0.5 * x * (1 + erf(x * Math.SQRT1_2)),
