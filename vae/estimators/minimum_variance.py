@@ -27,7 +27,8 @@ class MinimumVariance(Pathwise):
     Cost: one evaluation of f per sample, and one K x K linear system in float64 for each latent
         of each image.
     Reference: Hooper & Shekhovtsov (2026), generalized and optimal straight-through estimators.
-        The limit is also the categorical second-order member of Fini (2026), proposition C.3.
+        The limit is also the categorical second-order member of the family Fini of He & Wu
+        (2026), proposition C.3.
 
     Args:
         temperature: tau, a number or a schedule, greater than 0; None for infinity.
