@@ -312,7 +312,10 @@ REPLICAS = 3
 LATENTS, CATEGORIES = 2, 3
 MOMENTS = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 ESTIMATOR_OPTIONS = option_names("estimator")
-ESTIMATOR_SETTINGS = ["muprop estimator.samples=2 estimator.coefficient=adaptive"]
+ESTIMATOR_SETTINGS = [
+    "disarm estimator.samples=3",
+    "muprop estimator.samples=2 estimator.coefficient=adaptive",
+]
 """Settings of estimators, after the name, that compute something else than the option file."""
 
 MULTI_SAMPLE_OBJECTIVES = ["vimco", "reweighted_wake_sleep", "concrete", "importance_weighted"]
