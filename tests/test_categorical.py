@@ -274,3 +274,70 @@ def test_adding_gradient_of_to_a_code_leaves_it_exactly_one_hot(dtype):
     s = random_logits(5, B, N, K).to(dtype).softmax(-1)
     z = categorical.one_hot_argmax(random_logits(5, B, N, K).to(dtype))
     assert torch.equal(z + categorical.gradient_of(s), z)
+
+
+# The catnat map from scores to logits
+
+
+def probabilities_by_paths(scores: torch.Tensor) -> torch.Tensor:
+    """Return the probability of each leaf, from K - 1 scores, by a walk from the root."""
+    categories, leaves = len(scores) + 1, []
+    levels = categories.bit_length() - 1
+    for turns in itertools.product((0, 1), repeat=levels):
+        probability, position = torch.tensor(1.0), 0
+        for level, turn in enumerate(turns):
+            left = (1 + (scores[2**level - 1 + position] / 2).sin()) / 2
+            probability = probability * (1 - left if turn else left)
+            position = 2 * position + turn
+        leaves.append(probability)
+    return torch.stack(leaves)
+
+
+every_size = pytest.mark.parametrize("categories", [2, 4, 8])
+
+
+@every_size
+def test_catnat_multiplies_the_branches_of_each_path(categories):
+    scores = 6 * torch.rand(B, N, categories - 1) - 3  # within (-pi, pi)
+    paths = [probabilities_by_paths(row) for row in scores.flatten(0, 1)]
+    p = categorical.catnat(scores).exp()
+    assert_close(p, torch.stack(paths).reshape(B, N, categories), rtol=0, atol=1e-12)
+    assert_close(p.sum(-1), torch.ones(B, N), rtol=0, atol=1e-12)
+
+
+def test_catnat_of_replicas_is_that_of_each_replica():
+    scores = torch.randn(5, B, N, 7)
+    expected = torch.stack([categorical.catnat(replica) for replica in scores])
+    assert torch.equal(torch.vmap(categorical.catnat)(scores), expected)
+
+
+@every_size
+def test_scores_of_zero_give_equal_categories(categories):
+    p = categorical.catnat(torch.zeros(categories - 1)).exp()
+    assert_close(p, torch.full((categories,), 1 / categories), rtol=0, atol=1e-12)
+
+
+@every_size
+def test_fisher_information_of_catnat_is_diagonal(categories):
+    """It is a quarter of the probability that a node is reached, as the docstring says."""
+    scores = 4 * torch.rand(categories - 1) - 2
+    p = categorical.catnat(scores).exp()
+    jacobian = torch.autograd.functional.jacobian(categorical.catnat, scores)  # (K, K - 1)
+    fisher = jacobian.T @ (p[:, None] * jacobian)
+    reached, level = [], p
+    while len(level) > 1:
+        level = level.unflatten(0, (-1, 2)).sum(-1)
+        reached = [level, *reached]
+    assert_close(fisher, torch.cat(reached).diag() / 4, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [math.pi, 4.0, 1e6])
+def test_catnat_is_finite_at_and_beyond_the_ends(size, dtype):
+    scores = torch.tensor([size, -size, size], dtype=dtype).requires_grad_()
+    log_p = categorical.catnat(scores)
+    assert log_p.isfinite().all() and log_p.argmax() == 1  # left, then right
+    assert_close(log_p.exp().sum().item(), 1.0)
+    assert log_p.min().item() == pytest.approx(2 * math.log(1e-8), rel=1e-3)
+    (gradient,) = torch.autograd.grad((log_p.exp() * log_p).sum(), scores)
+    assert torch.equal(gradient, torch.zeros_like(scores))

@@ -26,8 +26,12 @@ every_network = pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWO
 every_prior = pytest.mark.parametrize("prior", ["uniform", "learned"])
 
 
-def build_model(networks=NETWORKS["mlp"], prior="uniform", image_shape=SHAPE) -> CategoricalVAE:
-    model = CategoricalVAE(networks, latents=N, categories=K, prior=prior, image_shape=image_shape)
+def build_model(
+    networks=NETWORKS["mlp"], prior="uniform", image_shape=SHAPE, **settings
+) -> CategoricalVAE:
+    model = CategoricalVAE(
+        networks, latents=N, categories=K, prior=prior, image_shape=image_shape, **settings
+    )
     if prior == "learned":
         nn.init.normal_(model.prior_logits)
     return model
@@ -47,6 +51,27 @@ def random_images(count: int = B) -> torch.Tensor:
 @every_network
 def test_encode_returns_logits_of_all_latents(networks):
     assert build_model(networks).encode(random_images()).shape == (B, N, K)
+
+
+@every_network
+def test_catnat_posterior_returns_normalised_logits_of_all_latents(networks):
+    model, x = build_model(networks, posterior="catnat"), random_images()
+    logits = model.encode(x)
+    scores = model.encoder(x)
+    assert logits.shape == (B, N, K) and scores.shape == (B, N * (K - 1))
+    assert torch.equal(logits, categorical.catnat(scores.unflatten(-1, (N, K - 1))))
+    assert_close(logits.logsumexp(-1), torch.zeros(B, N), rtol=0, atol=1e-12)
+
+
+def test_logits_of_a_softmax_posterior_are_the_scores_of_the_encoder():
+    model, x = build_model(), random_images()
+    assert torch.equal(model.encode(x), model.encoder(x).unflatten(-1, (N, K)))
+
+
+@pytest.mark.parametrize("categories", [3, 6, 10, 48])
+def test_catnat_posterior_needs_a_power_of_two(categories):
+    with pytest.raises(ValueError, match=f"catnat: categories={categories} is not a power of 2"):
+        CategoricalVAE(Linear(), latents=2, categories=categories, posterior="catnat")
 
 
 @every_network
@@ -310,8 +335,9 @@ def test_in_bfloat16_every_result_is_finite_and_float32(networks, prior):
     assert all(result.isfinite().all() for result in results)
 
 
-def test_in_bfloat16_saturated_networks_give_a_valid_kl_and_a_finite_likelihood():
-    model = build_model(Linear()).float()
+@pytest.mark.parametrize("posterior", ["softmax", "catnat"])
+def test_in_bfloat16_saturated_networks_give_a_valid_kl_and_a_finite_likelihood(posterior):
+    model = build_model(Linear(), posterior=posterior).float()
     with torch.no_grad():
         for p in model.parameters():
             p *= 1000
@@ -376,6 +402,7 @@ def test_mean_of_samples_is_the_enumerated_mean_under_the_uniform_prior():
         *(("latents", wrong) for wrong in (0, -1, 2.0, "3", True, None)),
         *(("categories", wrong) for wrong in (1, 0, 2.5, "3", True)),
         *(("prior", wrong) for wrong in ("Uniform", "vamp", None)),
+        *(("posterior", wrong) for wrong in ("Softmax", "sparsemax", None)),
         *(("networks", wrong) for wrong in ("mlp", None, nn.Linear(1, 1), MLP)),
         *(("image_shape", wrong) for wrong in (28, (28,), (28, 28, 1), (28, 28.0), "28")),
         *(("image_shape", wrong) for wrong in ((0, 28), (-28, -28))),

@@ -80,6 +80,39 @@ def conditional_gumbel(logits: Tensor, z: Tensor) -> Tensor:
     return torch.where(z > 0, winner, losers)
 
 
+def catnat(scores: Tensor) -> Tensor:
+    """Return the log-probabilities of K = 2^H categories from scores at the nodes of a tree.
+
+    The categories are the leaves of a complete binary tree with K - 1 inner nodes. The nodes come
+    level by level, and each level from left to right. At a node with score s the left branch has
+    the probability (1 + sin(s / 2)) / 2 for |s| <= pi, and 0 or 1 beyond. The probability of a
+    category is the product along its path from the root. The Fisher information of the scores is
+    diagonal: that of a node is 1/4 of the probability that the node is reached.
+
+    The logarithms are finite, because every branch keeps a probability of at least 1e-8. Like the
+    function of the paper, the result has no gradient in a score beyond the ends.
+
+    Args:
+        scores: (..., K - 1).
+
+    Returns:
+        Normalised logits (..., K).
+
+    References:
+        Manenti & Alippi (2026), https://arxiv.org/abs/2509.24728, with A = 2 pi and C = 0.
+    """
+    # (1 + sin(s / 2)) / 2 is the squared sine of pi / 4 + s / 4, which is accurate near 0.
+    quarter = (scores / 4).clamp(1e-4 - math.pi / 4, math.pi / 4 - 1e-4)
+    left = 2 * (math.pi / 4 + quarter).sin().log()  # (..., K - 1)
+    right = 2 * (math.pi / 4 - quarter).sin().log()
+    log_p, first = torch.zeros_like(scores[..., :1]), 0  # (..., nodes of a level)
+    while first < scores.shape[-1]:
+        nodes = slice(first, 2 * first + 1)
+        branches = torch.stack([left[..., nodes], right[..., nodes]], -1)
+        log_p, first = (log_p.unsqueeze(-1) + branches).flatten(-2), 2 * first + 1
+    return log_p
+
+
 def sample(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw exact one-hot samples of Cat(logits) with the Gumbel-max trick, without a gradient.
 

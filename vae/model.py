@@ -27,6 +27,8 @@ class CategoricalVAE(nn.Module):
         latents: N.
         categories: K.
         prior: p(z) is uniform, or N categoricals with learned logits.
+        posterior: How the encoder's scores become logits: `softmax` takes K scores of each latent
+            as they are, and `catnat` takes K - 1 scores, for a K that is a power of 2.
         image_shape: Height and width; D = height * width.
         output_bias: With "data_mean", the logit of each pixel's mean over the training images is
             added to the output of the decoder, so that an untrained model predicts roughly the
@@ -62,10 +64,15 @@ class CategoricalVAE(nn.Module):
         image_shape: Annotated[tuple[Count, Count], Field(strict=False)] = (28, 28),
         output_bias: Literal["default", "data_mean"] = "default",
         center_input: bool = False,
+        posterior: Literal["softmax", "catnat"] = "softmax",
     ) -> None:
         super().__init__()
+        if posterior == "catnat" and categories.bit_count() != 1:
+            raise ValueError(f"posterior=catnat: categories={categories} is not a power of 2")
+        self.posterior = posterior
         self.latents, self.categories, self.image_shape = latents, categories, image_shape
-        self.encoder = networks.encoder(image_shape, latents * categories)
+        scores = categories - 1 if posterior == "catnat" else categories
+        self.encoder = networks.encoder(image_shape, latents * scores)
         self.decoder = networks.decoder(image_shape, latents * categories)
         uniform = torch.zeros(latents, categories)
         if prior == "learned":
@@ -99,7 +106,8 @@ class CategoricalVAE(nn.Module):
         """Return the logits of q(z | x): images (B, D) in [0, 1] -> (B, N, K)."""
         if self.input_mean is not None:
             x = x - self.input_mean
-        return self._run(self.encoder, x).unflatten(-1, (self.latents, self.categories))
+        scores = self._run(self.encoder, x).unflatten(-1, (self.latents, -1))
+        return categorical.catnat(scores) if self.posterior == "catnat" else scores
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the pixel logits of p(x | z): codes (..., N, K) -> (..., D).

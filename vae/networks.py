@@ -1,9 +1,9 @@
 """Encoders and decoders, from plain tensors to plain tensors.
 
 A family describes a pair of networks and builds it. The encoder maps images (B, D) to (B, L), and
-the decoder maps flat codes (M, L) to pixel logits (M, D), with L = N * K. No layer mixes the rows
-of a batch (no BatchNorm): f(z)[s, b] must depend on z[s, b] alone, or score functions and
-enumeration are wrong.
+the decoder maps flat codes (M, L) to pixel logits (M, D), with L = N * K. (The encoder of a catnat
+posterior has L = N * (K - 1).) No layer mixes the rows of a batch (no BatchNorm): f(z)[s, b] must
+depend on z[s, b] alone, or score functions and enumeration are wrong.
 """
 
 from abc import ABC, abstractmethod

@@ -40,6 +40,15 @@ def test_every_model_encodes_images(model, prior):
     assert logits.shape == (2, 3, 10)
 
 
+@pytest.mark.parametrize("model", option_names("model"))
+def test_every_model_can_have_a_catnat_posterior(model):
+    choice = [f"model={model}", "model.posterior=catnat", "latents=3"]
+    built = build_run(*choice, "categories=8").objective.model
+    assert built.posterior == "catnat" and built.encode(torch.zeros(2, 784)).shape == (2, 3, 8)
+    with pytest.raises(UserError, match="model: posterior=catnat: categories=10 is not a power"):
+        build_run(*choice, "categories=10")
+
+
 @pytest.mark.parametrize("estimator", option_names("estimator"))
 def test_every_estimator_can_be_built(estimator):
     build_run(f"estimator={estimator}", "latents=2")

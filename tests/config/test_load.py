@@ -62,16 +62,16 @@ def test_a_saved_run_reads_each_file_once(run, file_reads):
     assert file_reads(run) == {CONFIG: 1, "best.pt": 1, "last.pt": 1}
 
 
-def test_a_run_that_is_older_than_the_options_of_the_data_mean_is_read_as_before(run):
+def test_a_run_that_is_older_than_some_options_of_the_model_is_read_as_before(run):
     state = vae.load(run).state_dict()
     values = yaml.safe_load((run / CONFIG).read_text())
     complete = SavedRun(run).values
-    for key in ("output_bias", "center_input"):
+    for key in ("output_bias", "center_input", "posterior"):
         del values["model"][key]
     (run / CONFIG).write_text(yaml.dump(values))
     assert SavedRun(run).values == complete  # so that tables put it beside newer runs
     loaded = vae.load(run)
-    assert not loaded.uses_data_mean
+    assert not loaded.uses_data_mean and loaded.posterior == "softmax"
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in state.items())
 
 

@@ -25,8 +25,16 @@ from vae.utils.errors import UserError, first_line
 
 Measured = TypeVar("Measured")
 
-_MODEL_KEYS_OF_OLD_RUNS = {"output_bias": "default", "center_input": False}
-"""Keys that the configuration of an old run lacks, with the values that the run has."""
+_KEYS_OF_OLD_RUNS: dict[str, dict[str, object]] = {
+    "vae.model.CategoricalVAE": {
+        "posterior": "softmax",
+        "output_bias": "default",
+        "center_input": False,
+    },
+    "vae.objective.VIMCO": {"baseline": "geometric"},
+    "vae.estimators.Disarm": {"samples": 2},
+}
+"""Keys that the configuration of an old run lacks, with the values that the run has, by class."""
 
 
 class SavedRun:
@@ -194,7 +202,10 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
             raise UserError(f"{file} has no {key}")
     for target in foreign_targets(values):
         raise UserError(f"{file} names {target}, which is not a class that run folders may use")
-    values["model"] = _MODEL_KEYS_OF_OLD_RUNS | values["model"]
+    for group in ("model", "objective", "estimator"):
+        if values.get(group) is not None:
+            added = _KEYS_OF_OLD_RUNS.get(values[group]["_target_"], {})
+            values[group] = added | values[group]
     return {str(key): value for key, value in values.items()}
 
 
