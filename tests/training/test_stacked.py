@@ -40,7 +40,7 @@ MakeObjective = Callable[[int], TrainingObjective]
 
 
 class RepeatedNoise:
-    """Replaces torch's uniform noise by a fixed sequence, which `restart` begins again.
+    """Replaces torch's noise by a fixed sequence of numbers, which `restart` begins again.
 
     Every replica, and every run alone, then draws the same numbers.
     """
@@ -50,6 +50,7 @@ class RepeatedNoise:
         draw = lambda shape, dtype: torch.from_numpy(self.random(tuple(shape))).to(dtype)
         monkeypatch.setattr(torch, "rand", lambda shape, *, dtype, **_: draw(shape, dtype))
         monkeypatch.setattr(torch, "rand_like", lambda like: draw(like.shape, like.dtype))
+        monkeypatch.setattr(torch, "randn", lambda *shape, dtype, **_: draw(shape, dtype))
 
     def restart(self) -> None:
         self.random = np.random.default_rng(7).random

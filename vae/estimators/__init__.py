@@ -9,6 +9,7 @@ from vae.estimators.gumbel_rao import GumbelRao, ReinMaxCV, ReinMaxRao
 from vae.estimators.gumbel_softmax import GumbelSoftmax, StraightThroughGumbel
 from vae.estimators.minimum_variance import MinimumVariance
 from vae.estimators.muprop import MuProp
+from vae.estimators.redge import Redge, Reindge
 from vae.estimators.reinforce import Reinforce, ReinforceLearnedBaseline, ReinforceMovingAverage
 from vae.estimators.reinmax import ReinMax
 from vae.estimators.relax import Rebar, Relax
@@ -29,9 +30,11 @@ __all__ = [
     "MuProp",
     "Pathwise",
     "Rebar",
+    "Redge",
     "ReinMax",
     "ReinMaxCV",
     "ReinMaxRao",
+    "Reindge",
     "Reinforce",
     "ReinforceLearnedBaseline",
     "ReinforceMovingAverage",
