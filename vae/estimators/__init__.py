@@ -7,6 +7,7 @@ from vae.estimators.exact import Exact
 from vae.estimators.gapped_straight_through import GappedStraightThrough
 from vae.estimators.gumbel_rao import GumbelRao, ReinMaxCV, ReinMaxRao
 from vae.estimators.gumbel_softmax import GumbelSoftmax, StraightThroughGumbel
+from vae.estimators.local_expectation import LocalExpectation
 from vae.estimators.minimum_variance import MinimumVariance
 from vae.estimators.muprop import MuProp
 from vae.estimators.redge import Redge, Reindge
@@ -26,6 +27,7 @@ __all__ = [
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
+    "LocalExpectation",
     "MinimumVariance",
     "MuProp",
     "Pathwise",
