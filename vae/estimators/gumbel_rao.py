@@ -81,8 +81,7 @@ class ReinMaxCV(RaoBlackwellized):
         be zero if z followed m at a fixed m and g did not depend on z, but z follows q.
     Value: an unbiased estimate of L.
     Cost: one evaluation of f per sample, and K products per category for each inner sample.
-    Reference: Wang & Bui (2026), https://arxiv.org/abs/2603.08257, section 3.2. Equation 18 there
-        lacks the factor 2 of the first term.
+    Reference: Wang & Bui (2026), https://arxiv.org/abs/2603.08257.
 
     Args:
         temperature: tau of the difference, a number or a schedule, greater than 0. The temperature
