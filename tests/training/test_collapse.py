@@ -16,6 +16,7 @@ from tests.helpers import (
 from vae.estimators import StraightThroughArgmax
 from vae.evaluation import evaluate
 from vae.objective import NegativeELBO
+from vae.training import monitor
 from vae.training.monitor import find_collapse
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -53,14 +54,29 @@ def test_a_model_that_starts_at_the_data_mean_is_not_told_to(tmp_path, caplog):
     assert line.endswith("a smaller learning rate (optimizer.lr) or another seed may help")
 
 
-def test_a_posterior_that_equals_the_prior_is_named_as_such(tmp_path, caplog):
+def test_a_posterior_that_equals_the_prior_is_named_as_such(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(monitor, "_STEPS_NEAR_PRIOR", 3)  # in place of 1,000
     train_alone(tmp_path, constant_objective(one_code=False), pattern_data(), adam(0.0))
     (line,) = warnings_of(caplog)
     assert line.startswith("after epoch 1, the posterior of every image is the prior (rate 0.00")
     assert line.endswith("a warm-up of the KL helps: objective/beta=linear")
 
 
-def test_replicas_are_counted_and_each_kind_is_named_once(tmp_path, caplog):
+def test_a_new_model_may_stay_close_to_the_prior_for_some_steps(tmp_path, caplog):
+    train_alone(tmp_path, constant_objective(one_code=False), pattern_data(), adam(0.0))
+    assert warnings_of(caplog) == []
+
+
+def test_one_posterior_that_spreads_over_many_codes_gives_no_warning(tmp_path, caplog):
+    objective = constant_objective(one_code=True)
+    objective.model.encoder[-1].bias.data.mul_(0.3)
+    train_alone(tmp_path, objective, pattern_data(), adam(0.0))
+    assert evaluate(objective.model, pattern_data().valid.images).rate > 0.1
+    assert warnings_of(caplog) == []
+
+
+def test_replicas_are_counted_and_each_kind_is_named_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(monitor, "_STEPS_NEAR_PRIOR", 0)
     objectives = [
         constant_objective(one_code=True),
         constant_objective(one_code=False),
@@ -94,4 +110,4 @@ def test_a_deterministic_encoder_whose_mode_carries_the_code_gives_no_warning(tm
         model.encoder[-1].bias.mul_(1e-3)
     evaluation = evaluate(model, pattern_data().valid.images)
     assert evaluation.active == 0 and evaluation.rate < 0.1
-    assert find_collapse(evaluation) is None
+    assert find_collapse(evaluation, step=10**6) is None

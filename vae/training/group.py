@@ -146,7 +146,7 @@ class ReplicaGroup:
         """Log a line if the codes of a replica do not depend on the image; each kind once."""
         collapsed: dict[Collapse, list[Replica]] = {}
         for member in metrics:
-            collapse = member.collapse()
+            collapse = member.collapse(self.progress)
             if collapse is not None:
                 collapsed.setdefault(collapse, []).append(member)
         for collapse, members in collapsed.items():

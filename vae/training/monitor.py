@@ -1,5 +1,6 @@
 """Evaluate a model after each epoch, and draw its pictures."""
 
+import math
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -16,6 +17,7 @@ Collapse = Literal["one code", "prior"]
 
 _GRADIENT_IMAGES, _GRADIENT_DRAWS = 100, 100
 _RATE_OF_PRIOR = 0.1  # nats; a posterior with a smaller rate counts as the prior
+_STEPS_NEAR_PRIOR = 1000  # steps in which a new model may stay close to the prior
 
 
 class MonitorImages(NamedTuple):
@@ -63,17 +65,21 @@ def evaluate_epoch(model: CategoricalVAE, images: MonitorImages) -> EpochEvaluat
     return EpochEvaluation(evaluate(model, images.train), valid)
 
 
-def find_collapse(evaluation: Evaluation) -> Collapse | None:
+def find_collapse(evaluation: Evaluation, step: int) -> Collapse | None:
     """Return what every image is given if no latent depends on the image, and otherwise None.
 
-    With "prior", the rate is almost 0: the posterior of every image is the prior. Otherwise all
-    images share another posterior, which is usually a single code.
+    With "prior", the rate is almost 0. Every model begins there, so this counts only after 1,000
+    steps. With "one code", the posterior has less than half of the largest entropy, N log K.
     """
     # A deterministic encoder may keep its information in the mode while q is close to uniform.
     mode_is_better = evaluation.elbo_map > evaluation.elbo + 1
     if evaluation.active or mode_is_better:
         return None
-    return "prior" if evaluation.rate < _RATE_OF_PRIOR else "one code"
+    if evaluation.rate < _RATE_OF_PRIOR:
+        return "prior" if step >= _STEPS_NEAR_PRIOR else None
+    latents, categories = evaluation.usage.shape
+    is_concentrated = evaluation.entropy < latents * math.log(categories) / 2
+    return "one code" if is_concentrated else None
 
 
 def describe_collapse(collapse: Collapse, codes: Evaluation, model: CategoricalVAE) -> str:

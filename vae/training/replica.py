@@ -151,9 +151,9 @@ class Replica:
             | gradient
         )
 
-    def collapse(self) -> Collapse | None:
+    def collapse(self, progress: Progress) -> Collapse | None:
         """Return whether and how the model that was evaluated last has collapsed."""
-        return monitor.find_collapse(self._codes)
+        return monitor.find_collapse(self._codes, progress.step)
 
     def describe_collapse(self, collapse: Collapse) -> str:
         """Return one line about the collapse of the model that was evaluated last."""
