@@ -315,6 +315,7 @@ ESTIMATOR_OPTIONS = option_names("estimator")
 ESTIMATOR_SETTINGS = [
     "disarm estimator.samples=3",
     "muprop estimator.samples=2 estimator.coefficient=adaptive",
+    "reinforce estimator.variance_normalization=0.8",
 ]
 """Settings of estimators, after the name, that compute something else than the option file."""
 

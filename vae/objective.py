@@ -91,7 +91,8 @@ class NegativeELBO(TrainingObjective):
         self.estimator = estimator
 
     def forward(self, x: Tensor, step: Step) -> Terms:
-        logits = self.model.encode(x)  # (B, N, K)
+        # Distortion and rate share the scale, so that it does not change the weight of the rate.
+        logits = self.estimator.scale_gradient(self.model.encode(x))  # (B, N, K)
         distortion = self.estimator(logits, lambda z: -self.model.log_likelihood(x, z), step)
         rate = self.model.kl(logits)
         return Terms(distortion + self.beta(step) * rate, distortion, rate)

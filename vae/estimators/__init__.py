@@ -14,6 +14,7 @@ from vae.estimators.redge import Redge, Reindge
 from vae.estimators.reinforce import Reinforce, ReinforceLearnedBaseline, ReinforceMovingAverage
 from vae.estimators.reinmax import ReinMax
 from vae.estimators.relax import Rebar, Relax
+from vae.estimators.score_function import ScoreFunction
 from vae.estimators.softmax import Softmax
 from vae.estimators.straight_through import StraightThrough
 from vae.estimators.straight_through_argmax import StraightThroughArgmax
@@ -41,6 +42,7 @@ __all__ = [
     "ReinforceLearnedBaseline",
     "ReinforceMovingAverage",
     "Relax",
+    "ScoreFunction",
     "Softmax",
     "StraightThrough",
     "StraightThroughArgmax",

@@ -58,6 +58,20 @@ class Estimator(nn.Module, ABC):
             Estimates (B,).
         """
 
+    def scale_gradient(self, logits: Tensor) -> Tensor:
+        """Return the logits, with a gradient that is scaled if the estimator normalises it.
+
+        If the loss has terms besides L, compute these terms and the estimate from the result.
+        Then all of them are scaled alike.
+
+        Args:
+            logits: (B, N, K), as the encoder computed them.
+
+        Returns:
+            The same values (B, N, K).
+        """
+        return logits
+
     def check(self, latents: int, categories: int) -> None:
         """Raise ValueError if the estimator cannot handle codes of this size."""
 

@@ -7,14 +7,15 @@ from torch import Tensor
 from torch.func import grad
 
 from vae.categorical import gradient_of, sample
-from vae.estimators.base import CodeFunction, Estimator
+from vae.estimators.base import CodeFunction
+from vae.estimators.score_function import ScoreFunction, update_averages
 from vae.schedules import Step
-from vae.utils.validation import Count, validated
+from vae.utils.validation import Count, Decay, validated
 
 _DECAY = 0.99  # of the moving averages: about 100 steps
 
 
-class MuProp(Estimator):
+class MuProp(ScoreFunction):
     """Subtract the linear part of f at the mean code p, and add its exact gradient back.
 
     With g = grad f(p), the linear part of f at sample s is t_s = g . (z_s - p). The gradient in
@@ -38,14 +39,21 @@ class MuProp(Estimator):
         samples: S.
         coefficient: alpha, or "adaptive" for the alpha of the least variance of the gradient in
             the logits, from moving averages over past steps. It is 0 in the first step.
+        variance_normalization: Decay of the deviation that divides the gradient; None for no
+            normalisation. See `ScoreFunction`.
     """
 
     covariance: Tensor
     variance: Tensor
 
     @validated
-    def __init__(self, samples: Count, coefficient: float | Literal["adaptive"]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        samples: Count,
+        coefficient: float | Literal["adaptive"],
+        variance_normalization: Decay | None = None,
+    ) -> None:
+        super().__init__(variance_normalization)
         self.samples = samples
         self.coefficient = coefficient
         if coefficient == "adaptive":
@@ -66,22 +74,24 @@ class MuProp(Estimator):
         with torch.no_grad():  # torch.func.grad records what it needs by itself
             slope, mean_loss = grad(at_mean, has_aux=True)(p)  # (B, N, K), (B,)
             distance = z - p
-            taylor = (distance * slope).sum((-2, -1))  # (S, B)
-            without = self._score(loss - mean_loss, distance)
+            centred = self._centre(loss - mean_loss)  # (S, B)
+            taylor = self._centre((distance * slope).sum((-2, -1)))  # (S, B)
+            without = _score(centred, distance)
             jacobian = p * (slope - (p * slope).sum(-1, keepdim=True))  # J(p) g
-            correction = jacobian - self._score(taylor, distance)
+            correction = jacobian - _score(taylor, distance)
             if self.coefficient == "adaptive":
                 alpha: float | Tensor = self.past_coefficient(without, correction)
             else:
                 alpha = self.coefficient
             estimate = without + alpha * correction  # (B, N, K)
+            self.include_signal(centred - alpha * taylor)
         return loss.mean(0) + gradient_of((estimate * logits).sum((-2, -1)))
 
-    def _score(self, values: Tensor, distance: Tensor) -> Tensor:
-        """Return the score function of values (S, B), with leave-one-out baselines if S > 1."""
-        if self.samples > 1:
-            values = values - (values.sum(0) - values) / (self.samples - 1)
-        return (values[..., None, None] * distance).mean(0)
+    def _centre(self, values: Tensor) -> Tensor:
+        """Return values (S, B) less the mean of the other samples, if there are other samples."""
+        if self.samples == 1:
+            return values
+        return values - (values.sum(0) - values) / (self.samples - 1)
 
     def past_coefficient(self, without: Tensor, correction: Tensor) -> Tensor:
         """Return the best coefficient of past steps, then include this step if in training mode.
@@ -99,10 +109,12 @@ class MuProp(Estimator):
         tiny = torch.finfo(self.variance.dtype).tiny
         past = -self.covariance / self.variance.clamp_min(tiny)
         if self.training:
-            product = (without * correction).sum((-2, -1)).mean().to(self.covariance.dtype)
-            square = correction.square().sum((-2, -1)).mean().to(self.variance.dtype)
-            is_finite = product.isfinite() & square.isfinite()
-            for buffer, value in ((self.covariance, product), (self.variance, square)):
-                updated = buffer * _DECAY + value * (1 - _DECAY)
-                buffer.copy_(torch.where(is_finite, updated, buffer))
+            product = (without * correction).sum((-2, -1)).mean()
+            square = correction.square().sum((-2, -1)).mean()
+            update_averages(_DECAY, [(self.covariance, product), (self.variance, square)])
         return past
+
+
+def _score(values: Tensor, distance: Tensor) -> Tensor:
+    """Return the mean over samples of values (S, B) times z - p (S, B, N, K), (B, N, K)."""
+    return (values[..., None, None] * distance).mean(0)

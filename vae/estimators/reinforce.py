@@ -7,12 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vae.categorical import gradient_of, log_prob, sample
-from vae.estimators.base import CodeFunction, Estimator
+from vae.estimators.base import CodeFunction
+from vae.estimators.score_function import ScoreFunction, update_averages
 from vae.schedules import Step
 from vae.utils.validation import Count, Decay, validated
 
 
-class Reinforce(Estimator):
+class Reinforce(ScoreFunction):
     """Weight the score of each of S samples by f, less the mean of f at the other samples.
 
     Gradient in the logits: the mean over s of (f(z_s) - baseline_s) grad log q(z_s), with
@@ -26,11 +27,17 @@ class Reinforce(Estimator):
 
     Args:
         samples: S, at least 2.
+        variance_normalization: Decay of the deviation that divides the gradient; None for no
+            normalisation. See `ScoreFunction`.
     """
 
     @validated
-    def __init__(self, samples: Annotated[int, Field(ge=2)]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        samples: Annotated[int, Field(ge=2)],
+        variance_normalization: Decay | None = None,
+    ) -> None:
+        super().__init__(variance_normalization)
         self.samples = samples
 
     def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:
@@ -38,10 +45,11 @@ class Reinforce(Estimator):
         loss = f(z)  # (S, B)
         baseline = (loss.sum(0) - loss) / (self.samples - 1)
         advantage = (loss - baseline).detach()
+        self.include_signal(advantage)
         return (loss + gradient_of(advantage * log_prob(logits, z))).mean(0)
 
 
-class ReinforceMovingAverage(Estimator):
+class ReinforceMovingAverage(ScoreFunction):
     """Weight the score of one sample by f, less a moving average of f over past steps.
 
     Gradient in the logits: (f(z) - average) grad log q(z).
@@ -49,20 +57,20 @@ class ReinforceMovingAverage(Estimator):
     Bias: none for every f, because the average does not depend on this step's sample.
     Value: an unbiased estimate of L.
     Cost: one evaluation of f; the average is a buffer.
-    Reference: Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030. They also divide by a moving
-        standard deviation if it is above 1. That is left out, because it would change the weight
-        of this gradient against the gradient of the KL.
+    Reference: Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030.
 
     Args:
         decay: Weight of the past in the average, for each step in training mode.
+        variance_normalization: Decay of the deviation that divides the gradient; None for no
+            normalisation. See `ScoreFunction`.
     """
 
     average: Tensor
     seen: Tensor
 
     @validated
-    def __init__(self, decay: Decay) -> None:
-        super().__init__()
+    def __init__(self, decay: Decay, variance_normalization: Decay | None = None) -> None:
+        super().__init__(variance_normalization)
         self.decay = decay
         self.register_buffer("average", torch.zeros(()))
         # The average starts at 0, and `seen` = 1 - decay^t corrects the bias of that after t
@@ -73,6 +81,7 @@ class ReinforceMovingAverage(Estimator):
         z = sample(logits, 1)
         loss = f(z)  # (1, B)
         advantage = loss.detach() - self.past_average(loss.detach())
+        self.include_signal(advantage)
         return (loss + gradient_of(advantage * log_prob(logits, z))).squeeze(0)
 
     def past_average(self, loss: Tensor) -> Tensor:
@@ -86,10 +95,9 @@ class ReinforceMovingAverage(Estimator):
         """
         past = self.average / self.seen.clamp_min(torch.finfo(self.seen.dtype).tiny)
         if self.training:
-            mean = loss.mean().to(self.average.dtype)
-            for buffer, value in ((self.average, mean), (self.seen, torch.ones_like(mean))):
-                updated = buffer * self.decay + value * (1 - self.decay)
-                buffer.copy_(torch.where(mean.isfinite(), updated, buffer))
+            mean = loss.mean()
+            averages = [(self.average, mean), (self.seen, torch.ones_like(mean))]
+            update_averages(self.decay, averages)
         return past
 
 
@@ -112,11 +120,20 @@ class ReinforceLearnedBaseline(ReinforceMovingAverage):
         categories: K.
         hidden: Units of the network's hidden layer.
         decay: Weight of the past in the average, for each step in training mode.
+        variance_normalization: Decay of the deviation that divides the gradient; None for no
+            normalisation. See `ScoreFunction`.
     """
 
     @validated
-    def __init__(self, latents: Count, categories: Count, hidden: Count, decay: Decay) -> None:
-        super().__init__(decay)
+    def __init__(
+        self,
+        latents: Count,
+        categories: Count,
+        hidden: Count,
+        decay: Decay,
+        variance_normalization: Decay | None = None,
+    ) -> None:
+        super().__init__(decay, variance_normalization)
         self.baseline = nn.Sequential(
             nn.Flatten(), nn.Linear(latents * categories, hidden), nn.Tanh(), nn.Linear(hidden, 1)
         )
@@ -127,6 +144,7 @@ class ReinforceLearnedBaseline(ReinforceMovingAverage):
         centred = loss.detach() - self.past_average(loss.detach())
         predicted = self.baseline(logits.detach().log_softmax(-1)).squeeze(-1)  # (B,)
         advantage = (centred - predicted).detach()
+        self.include_signal(advantage)
         fit = (centred - predicted).square()
         score = advantage * log_prob(logits, z)
         return (loss + gradient_of(score) + gradient_of(fit)).squeeze(0)
