@@ -11,7 +11,7 @@ import joblib
 import pytest
 import torch
 
-from tests.helpers import ROOT, TINY, train_in
+from tests.helpers import ROOT, SERIAL, TINY, train_in
 from vae.config.resolvers import register_resolvers
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest runs in the background of a shell
@@ -61,7 +61,7 @@ def trained(tmp_path_factory) -> Path:
     """Return the folder of a short sweep over two estimators and three seeds."""
     cwd = tmp_path_factory.mktemp("trained")
     choice = ["-m", "estimator=straight_through,reinforce_moving_average", "seed=0,1,2"]
-    train_in(cwd, *choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep")
+    train_in(cwd, *choice, *TINY, "tracking.gradient_every=1", "hydra.sweep.dir=sweep", *SERIAL)
     return cwd / "sweep"
 
 

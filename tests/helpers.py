@@ -47,6 +47,9 @@ TINY = [
 ]
 """Overrides of train.py for a run that takes a second."""
 
+SERIAL = ["hydra/launcher=basic"]
+"""Overrides for a sweep in one process, which imports torch once."""
+
 
 # Commands
 

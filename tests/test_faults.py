@@ -359,8 +359,9 @@ def test_a_repeated_sweep_trains_only_the_runs_that_are_missing(tmp_path, train)
     words = [*SMALL, "seed=0,1", "training.steps=3", "sweep=mine", "-m"]
     assert train(*words, cwd=tmp_path)[0] == 0
     folders = subfolders(tmp_path / "outputs/mine")
-    assert len(folders) == 2 and all(f"seed{seed}" in folders[seed] for seed in (0, 1))
-    shutil.rmtree(tmp_path / "outputs/mine" / folders[1])
+    assert len(folders) == 3 and folders[0] == "means"
+    assert all(f"seed{seed}" in folders[seed + 1] for seed in (0, 1))
+    shutil.rmtree(tmp_path / "outputs/mine" / folders[2])
     status, output, errors = train(*words, cwd=tmp_path)
     assert status == 0, errors
     assert output.count("is finished: nothing to do") == 1

@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import joblib
 import psutil
 import pytest
 import yaml
@@ -86,20 +85,6 @@ def threads(sweep: Path) -> set[int]:
 
 
 # On several cores
-
-
-def test_jobs_share_the_cores_and_a_failing_job_does_not_end_the_others(tmp_path):
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "estimator=exact"]
-    words += [*SHORT, "estimator.limit=10,100,101"]
-    status, _, errors = finish(start_sweep(*words, cwd=tmp_path))
-    assert status == 2
-    assert errors.startswith("train.py: job 0 (estimator.limit=10): estimator: Exact enumerates")
-    assert errors.count("\n") == 1
-    sweep = tmp_path / "outputs/mine"
-    assert statuses(sweep) == ["finished", "finished"]
-    assert threads(sweep) == {max(joblib.cpu_count() // 2, 1)}
-    (record,) = sweep.glob("failed/*/0.json")
-    assert "estimator.limit=10" in read_json(record)["overrides"]
 
 
 SendSignal = Callable[[int, int], None]
@@ -237,6 +222,7 @@ def test_a_repeated_sweep_reports_its_own_failures_and_removes_nothing(tmp_path,
     assert record.exists() and (failed / "notes.txt").exists()
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_report_their_own_failures(tmp_path, train):
     words = ["estimator=exact", "sweep=mine", *TINY, "training.steps=null"]
     process = start_sweep(*words, "training.epochs=10", "estimator.limit=10,100", cwd=tmp_path)
