@@ -84,6 +84,7 @@ def test_runs_are_trained_at_the_same_time_and_compared(tmp_path):
             elbo = next(iter(read_json(run / "summary.json")["test"].values()))["elbo"]
             assert results[run.name] == f"test ELBO {elbo:.2f}"
         assert f"{runs[0].name}: epoch 1/2, ELBO train" in output
+        assert re.search(r"^[123] of 3 runs have ended, \d\d:\d\d left$", output, re.MULTILINE)
     table = output.partition("in nats per image")[2]
     assert re.search(r"^straight_through +2 +-[\d.]+ ± ", table, re.MULTILINE)
     assert "evaluate.py outputs/mine\n" in table and "--logdir outputs/mine\n" in table

@@ -117,7 +117,9 @@ def test_an_interrupted_sweep_leaves_no_process_and_can_be_resumed(tmp_path, sen
     assert "train.py -m sweep=mine" in command and "seed=0,1" in command
     assert "Traceback" not in errors and "leaked" not in errors
     sweep = tmp_path / "outputs/mine"
+    # The runs have saved a checkpoint, although the signal has reached them as well.
     assert statuses(sweep).count("finished") < 2
+    assert set(statuses(sweep)) <= {"interrupted", "finished"}
     status, output, errors = train(*words, "sweep=mine", "hydra.launcher.n_jobs=1")
     assert status == 0, errors
     assert "resuming after step" in output

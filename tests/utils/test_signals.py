@@ -63,8 +63,8 @@ def test_a_process_ends_with_its_parent():
     reader, writer = os.pipe()
     program = (
         "import subprocess, sys, time\n"
-        "child = 'from vae.utils.signals import end_with_parent; import time; '\n"
-        "child += 'end_with_parent(0.05); print(1, flush=True); time.sleep(600)'\n"
+        "child = 'from vae.utils.signals import obey_only_parent; import time; '\n"
+        "child += 'obey_only_parent(0.05); print(1, flush=True); time.sleep(600)'\n"
         "process = subprocess.Popen([sys.executable, '-c', child], stdout=subprocess.PIPE,\n"
         f"                           pass_fds=[{writer}])\n"
         "process.stdout.read(1)\n"  # then end, and leave the child alone

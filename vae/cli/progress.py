@@ -1,23 +1,26 @@
 """The display of a sweep whose jobs run in several processes of this machine.
 
-Each job writes two files to a temporary folder: the numbers of its progress bar, and the lines
-that it logs. The process of the sweep reads these files twice a second. In a terminal, it draws a
-bar of the whole sweep and a line for each running job; elsewhere, it prints the lines that the
-jobs log. This module imports no torch, so that `--help` is fast.
+Each job writes three files to a temporary folder: NUMBER.job says where it runs and when it began
+and ended, NUMBER.json has the numbers of its progress bar, and NUMBER.log has the lines that it
+logs. The process of the sweep reads these files twice a second. In a terminal, it draws a bar of
+the whole sweep and a line for each running job; elsewhere, it prints the lines that the jobs log.
+This module imports no torch, so that `--help` is fast.
 """
 
 import io
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,8 +32,11 @@ from vae.cli.sweep import read_failures
 from vae.runs.status import test_elbo
 from vae.utils.files import read_json
 from vae.utils.progress import Bar, ReportedBar
+from vae.utils.signals import interrupt_workers
 
 _SECONDS = 0.5  # between two looks at the files
+
+_GRACE = 10.0  # seconds that interrupted jobs have to save a checkpoint
 
 
 class SweepProgress(Callback):
@@ -38,6 +44,9 @@ class SweepProgress(Callback):
 
     display: ClassVar["Display | None"] = None
     """The display of the sweep that this process has started; None in every other process."""
+
+    job_file: ClassVar[Path | None] = None
+    """Where the job of this worker process reports; None in every other process."""
 
     def __init__(self) -> None:
         """Report nothing until `on_multirun_start` has chosen a folder for the reports."""
@@ -58,22 +67,58 @@ class SweepProgress(Callback):
         reports, number = Path(self._reports), config.hydra.job.num
         ReportedBar.report = reports / f"{number}.json"
         folder = config.hydra.runtime.output_dir
-        _write_line(reports / f"{number}.job", {"folder": folder, "began": time.time()})
+        SweepProgress.job_file = reports / f"{number}.job"
+        _write_json(SweepProgress.job_file, {"folder": folder, "began": time.time()})
         handler = logging.FileHandler(reports / f"{number}.log", delay=True)
-        handler.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+        in_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: it is closed
+        handler.setLevel(logging.WARNING if in_terminal else logging.INFO)
         logging.getLogger().handlers = [handler]
         sys.stdout = io.StringIO()  # nothing that the job prints is shown
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Report that the job of a worker process has ended."""
-        if self._reports is None:
-            return
-        file = Path(self._reports) / f"{config.hydra.job.num}.job"
-        _write_line(file, read_json(file) | {"ended": time.time()})
+        _report_end()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the display."""
         close_display()
+
+
+def end_worker(status: int, parent_has_ended: Callable[[], bool]) -> NoReturn:
+    """End this worker process after its job was interrupted and has saved a checkpoint.
+
+    If a worker ends, joblib kills the other workers at once. Therefore this worker waits until the
+    parent knows that all jobs have saved a checkpoint, and ends all workers.
+    """
+    _report_end(interrupted=True)
+    end = time.monotonic() + _GRACE
+    while time.monotonic() < end and not parent_has_ended():
+        time.sleep(0.1)
+    os._exit(status)
+
+
+def interrupt_jobs() -> None:
+    """Interrupt the jobs of this process's workers, and wait until each has saved a checkpoint.
+
+    The wait ends after ten seconds. Nothing happens if this process has no workers, or if the jobs
+    were interrupted before: a second signal ends the sweep at once.
+    """
+    display = SweepProgress.display
+    if display is None or display.interrupted:
+        return
+    display.interrupted = True
+    interrupt_workers("LokyProcess")
+    end = time.monotonic() + _GRACE
+    while time.monotonic() < end and display.has_running_jobs():
+        time.sleep(0.05)
+
+
+def _report_end(interrupted: bool = False) -> None:
+    """Report that the job of this worker process has ended."""
+    file = SweepProgress.job_file
+    if file is not None:
+        ended = {"ended": time.time(), "interrupted": interrupted}
+        _write_json(file, read_json(file) | ended)
 
 
 def close_display() -> None:
@@ -106,9 +151,12 @@ class Display:
         """Take the folder of the reports, which is removed in the end, and the number of jobs."""
         tqdm.set_lock(threading.RLock())  # the default outlives a killed process
         self._reports, self._jobs = reports, jobs
-        self._ended: set[str] = set()
-        self._lines_shown: dict[str, int] = {}
-        self._bars: dict[str, Bar] = {}
+        self.interrupted = False  # whether the jobs were asked to end
+        self._began = time.time()
+        # By the number of a job:
+        self._ended: set[int] = set()
+        self._lines_shown: dict[int, int] = {}
+        self._bars: dict[int, Bar] = {}
         self._whole: Bar = tqdm(
             total=jobs,
             disable=None,
@@ -129,6 +177,10 @@ class Display:
             bar.close()
         shutil.rmtree(self._reports, ignore_errors=True)
 
+    def has_running_jobs(self) -> bool:
+        """Return whether a job has begun and not ended."""
+        return any("ended" not in read_json(file) for file in self._reports.glob("*.job"))
+
     def _run(self) -> None:
         while not self._closed.wait(_SECONDS):
             self._update()
@@ -136,52 +188,57 @@ class Display:
 
     def _update(self) -> None:
         """Read all reports, and show what is new."""
-        done = initially_done = 0.0
+        ended_before = len(self._ended)
+        done = initially_done = 0.0  # of all jobs together, in jobs
         for file in sorted(self._reports.glob("*.job"), key=lambda file: int(file.stem)):
             job, progress = read_json(file), read_json(file.with_suffix(".json"))
             if not job:  # it is being written
                 continue
-            name = Path(job["folder"]).name
-            self._show_lines(name, file.with_suffix(".log"))
+            number, name = int(file.stem), Path(job["folder"]).name
+            self._show_lines(number, name, file.with_suffix(".log"))
             total = progress.get("total") or 1
             start = progress.get("initial", 0) / total
             if "ended" in job:
                 done += 1
                 # A job that was finished before has no progress.
                 initially_done += start if progress else 1
-                if name not in self._ended:
-                    self._ended.add(name)
-                    self._show_end(int(file.stem), name, job)
+                if number not in self._ended and not job["interrupted"]:
+                    self._ended.add(number)
+                    self._show_end(number, name, job)
             elif progress:
                 done += progress["n"] / total
                 initially_done += start
-                self._show_progress(name, progress)
+                self._show_progress(number, name, progress)
         self._whole.n, self._whole.initial = done, initially_done
         self._whole.set_description_str(f"{len(self._ended)} of {self._jobs} runs have ended")
+        if self._whole.disable and len(self._ended) > ended_before and done > initially_done:
+            seconds = (time.time() - self._began) * (self._jobs - done) / (done - initially_done)
+            left = tqdm.format_interval(seconds)
+            self._print(f"{len(self._ended)} of {self._jobs} runs have ended, {left} left")
 
-    def _show_progress(self, name: str, progress: dict[str, Any]) -> None:
+    def _show_progress(self, number: int, name: str, progress: dict[str, Any]) -> None:
         if self._whole.disable:
             return
-        if name not in self._bars:
-            self._bars[name] = tqdm(bar_format="{desc}", dynamic_ncols=True, leave=False)
-        texts = [name, progress["text"] or "epoch 1"]
+        if number not in self._bars:
+            self._bars[number] = tqdm(bar_format="{desc}", dynamic_ncols=True, leave=False)
+        texts = [name, *([progress["text"]] if progress["text"] else [])]
         if progress["n"] == progress["total"]:
             texts.append("evaluating")
         elif progress["rate"] is not None:
             texts.append(f"{progress['rate']:.0f} steps/s")
-        self._bars[name].set_description_str(", ".join(texts))
+        self._bars[number].set_description_str(", ".join(texts))
 
-    def _show_lines(self, name: str, log_file: Path) -> None:
+    def _show_lines(self, number: int, name: str, log_file: Path) -> None:
         """Print the lines that a job has logged since they were printed last."""
         with suppress(OSError):
             *lines, _ = log_file.read_text().split("\n")
-            for line in lines[self._lines_shown.get(name, 0) :]:
+            for line in lines[self._lines_shown.get(number, 0) :]:
                 self._print(f"{name}: {line}")
-            self._lines_shown[name] = len(lines)
+            self._lines_shown[number] = len(lines)
 
     def _show_end(self, number: int, name: str, job: dict[str, Any]) -> None:
         """Print how a job ended, and remove its line from the display."""
-        bar = self._bars.pop(name, None)
+        bar = self._bars.pop(number, None)
         if bar is not None:
             bar.close()
         elbo = test_elbo(Path(job["folder"]))
@@ -201,7 +258,7 @@ class Display:
                 self._whole.write(text)
 
 
-def _write_line(file: Path, content: dict[str, Any]) -> None:
+def _write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file. An error is ignored, because no job depends on its report."""
     with suppress(OSError):
         file.write_text(json.dumps(content))

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from vae.cli.messages import Failure, describe_hydra_error
 from vae.cli.overrides import is_sweep, override, refuse_ignored_overrides
-from vae.cli.progress import close_display
+from vae.cli.progress import close_display, end_worker, interrupt_jobs
 from vae.cli.sweep import (
     JobFailure,
     OutputFolder,
@@ -38,7 +38,11 @@ from vae.runs.folder import CONFIG, REPLICAS, remove_if_empty
 from vae.runs.status import score
 from vae.utils.commands import script_command
 from vae.utils.errors import Diverged, NotFitted, UserError, first_line, is_out_of_memory
-from vae.utils.signals import Interrupted, end_with_parent, signals_as_exceptions
+from vae.utils.signals import (
+    Interrupted,
+    obey_only_parent,
+    signals_as_exceptions,
+)
 from vae.utils.stdout import OutputClosed, print_error
 
 log = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ def main() -> int:
         if is_sweep(sys.argv):
             _move_flag_to_the_front()
             refuse_ignored_overrides(sys.argv[1:], sweep=True)
-        with signals_as_exceptions():
+        with signals_as_exceptions(interrupt_jobs):
             try:
                 job()
             finally:
@@ -97,10 +101,8 @@ def job(config: DictConfig) -> float | None:
     folder = created_folder if config.resume is None else Path(str(config.resume))
     overrides = list(hydra_config.overrides.task)
     is_worker = sweeping and OutputFolder.sweep is None
-    if is_worker and "joblib" in hydra_config.launcher._target_:
-        parent_has_ended = end_with_parent()
-    else:
-        parent_has_ended = lambda: False
+    is_joblib_worker = is_worker and "joblib" in hydra_config.launcher._target_
+    parent_has_ended = obey_only_parent() if is_joblib_worker else None
     try:
         if not sweeping:
             refuse_ignored_overrides([*hydra_config.overrides.hydra, *overrides], sweep=False)
@@ -114,12 +116,10 @@ def job(config: DictConfig) -> float | None:
         if OutputFolder.sweep is not None:
             raise  # to `main`, which knows how to resume the sweep
         _remove_if_unused(created_folder)
+        if parent_has_ended is not None:  # joblib would go on with the next job
+            end_worker(_as_interrupted(interruption).status, parent_has_ended)
         # The process that has started a worker says how to resume.
-        hint = "" if is_worker else _how_to_resume(folder)
-        status = _report_interruption(interruption, hint)
-        if parent_has_ended():  # joblib would wait for the next job
-            os._exit(status)
-        sys.exit(status)
+        sys.exit(_report_interruption(interruption, "" if is_worker else _how_to_resume(folder)))
     except Exception as error:
         failure = _describe_run_error(error, folder)
         if sweeping:
@@ -198,10 +198,16 @@ def _how_to_resume(folder: Path) -> str:
 
 def _report_interruption(interruption: BaseException, hint: str) -> int:
     """Print that the command was interrupted, followed by a hint; return the exit status."""
-    if not isinstance(interruption, Interrupted):
-        interruption = Interrupted(signal.SIGINT)
+    interruption = _as_interrupted(interruption)
     print_error("train.py", f"{interruption}{hint}")
     return interruption.status
+
+
+def _as_interrupted(interruption: BaseException) -> Interrupted:
+    """Return the interruption itself, or that by SIGINT for a KeyboardInterrupt."""
+    if isinstance(interruption, Interrupted):
+        return interruption
+    return Interrupted(signal.SIGINT)
 
 
 def _move_flag_to_the_front() -> None:

@@ -5,13 +5,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import FrameType
 from typing import Any, NoReturn
 
 # Not every system has all of them. A closed terminal sends SIGHUP, and `ulimit -t` sends SIGXCPU.
 _SIGNAL_NAMES = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
+
+_SIGNAL_OF_PARENT = getattr(signal, "SIGUSR2", signal.SIGTERM)
+"""What a parent sends to its workers. Windows has no SIGUSR2."""
 
 
 class Interrupted(BaseException):
@@ -82,31 +85,57 @@ class GracefulShutdown:
 
 
 @contextmanager
-def signals_as_exceptions() -> Iterator[None]:
-    """Raise Interrupted for each signal that would otherwise kill the process.
+def signals_as_exceptions(before: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Raise Interrupted for each signal that would otherwise end the process.
 
     A process that waits for worker processes ends them when an exception propagates. A killed
     process would leave its workers behind.
+
+    Args:
+        before: What to do before Interrupted is raised.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        before()
         raise Interrupted(number)
 
-    unhandled = [n for n in _available_signals() if signal.getsignal(n) is signal.SIG_DFL]
-    for number in unhandled:
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    previous_handlers = {
+        number: handler
+        for number in _available_signals()
+        if (handler := signal.getsignal(number)) in defaults
+    }
+    for number in previous_handlers:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in unhandled:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
+
+
+def interrupt_workers(name: str) -> None:
+    """Interrupt the worker processes of this process that `obey_only_parent`.
+
+    Args:
+        name: What the command line of a child process contains if it is a worker.
+    """
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if name in " ".join(child.cmdline()):
+                child.send_signal(_SIGNAL_OF_PARENT)
 
 
 @cache
-def end_with_parent(interval: float = 1.0) -> Callable[[], bool]:
-    """Send SIGTERM to this process as soon as its parent process has ended.
+def obey_only_parent(interval: float = 1.0) -> Callable[[], bool]:
+    """Let this worker process end if its parent asks for it or has ended, and not otherwise.
 
-    A worker whose parent is killed would otherwise go on alone. Repeated calls do no harm.
+    Signals from a terminal reach the workers as well as the parent. Workers ignore them, because
+    the parent passes one signal on, and a second one would end a worker before it has saved a
+    checkpoint. A worker whose parent is killed would go on alone, so this worker looks whether its
+    parent has ended. Repeated calls do no harm.
 
     Args:
         interval: Seconds between two looks at the parent.
@@ -114,6 +143,9 @@ def end_with_parent(interval: float = 1.0) -> Callable[[], bool]:
     Returns:
         A function that returns whether the parent has ended.
     """
+    for number in _available_signals():
+        if number != _SIGNAL_OF_PARENT:
+            signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
 
     def has_ended() -> bool:
@@ -122,7 +154,7 @@ def end_with_parent(interval: float = 1.0) -> Callable[[], bool]:
     def watch() -> None:
         while not has_ended():
             time.sleep(interval)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), _SIGNAL_OF_PARENT)
 
     threading.Thread(target=watch, daemon=True).start()
     return has_ended
