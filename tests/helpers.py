@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +163,12 @@ def option_names(group: str) -> list[str]:
 
 def compose_config(*overrides: str) -> DictConfig:
     """Compose the configuration of train.py."""
+    return deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose a configuration once, because Hydra takes a quarter of a second."""
     return compose.compose_config(overrides)
 
 

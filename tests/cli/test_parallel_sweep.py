@@ -1,6 +1,7 @@
 """Sweeps whose runs are trained at the same time: how many, what is shown, and their table."""
 
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -15,8 +16,10 @@ import psutil
 import pytest
 
 from tests.helpers import ROOT, TINY, read_json, read_scalars, run_script
+from vae.cli.progress import LogReporter
 from vae.config import resolvers
 from vae.config.resolvers import parallel_jobs
+from vae.utils.progress import ReportedBar, progress_bar
 
 SHORT = [*TINY, "training.steps=3", "tracking.projected=0"]
 
@@ -91,6 +94,17 @@ def test_runs_are_trained_at_the_same_time_and_compared(tmp_path):
     means = read_scalars(sweep / "means/straight_through")["elbo/valid"]
     last = [read_scalars(run)["elbo/valid"][-1][1] for run in runs]
     assert means[-1][1] == pytest.approx(sum(last) / 2)
+
+
+def test_a_job_goes_on_if_its_reports_cannot_be_written(tmp_path, monkeypatch):
+    report = LogReporter(tmp_path / "removed/0.log")
+    report.emit(logging.makeLogRecord({"msg": "epoch %d", "args": (1,)}))
+    monkeypatch.setattr(ReportedBar, "report", tmp_path / "removed/0.json")
+    with progress_bar(total=2, initial=0) as bar:
+        bar.update()
+    (tmp_path / "removed").mkdir()
+    report.emit(logging.makeLogRecord({"msg": "epoch %d", "args": (2,)}))
+    assert (tmp_path / "removed/0.log").read_text() == "epoch 2\n"
 
 
 @pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")

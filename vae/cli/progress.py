@@ -39,6 +39,24 @@ _SECONDS = 0.5  # between two looks at the files
 _GRACE = 10.0  # seconds that interrupted jobs have to save a checkpoint
 
 
+class LogReporter(logging.Handler):
+    """A handler that appends each line to a file.
+
+    Errors are ignored, because no job depends on its report: something may have removed the
+    temporary folder.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Take the file, which is created with the first line."""
+        super().__init__()
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the message of a record."""
+        with suppress(OSError), self._file.open("a") as file:
+            file.write(f"{record.getMessage()}\n")
+
+
 class SweepProgress(Callback):
     """A Hydra callback that shows the progress of a sweep on several processes."""
 
@@ -69,7 +87,7 @@ class SweepProgress(Callback):
         folder = config.hydra.runtime.output_dir
         SweepProgress.job_file = reports / f"{number}.job"
         _write_json(SweepProgress.job_file, {"folder": folder, "began": time.time()})
-        handler = logging.FileHandler(reports / f"{number}.log", delay=True)
+        handler = LogReporter(reports / f"{number}.log")
         in_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: it is closed
         handler.setLevel(logging.WARNING if in_terminal else logging.INFO)
         logging.getLogger().handlers = [handler]
