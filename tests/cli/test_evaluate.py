@@ -368,6 +368,7 @@ def test_tables_can_be_printed_in_ascii(measured, evaluate, monkeypatch, tmp_pat
     assert (b"+-" in printed.getvalue()) == (not mode and form in ("table", "markdown"))
 
 
+@pytest.mark.slow
 def test_report_is_written_even_if_the_table_cannot_be_printed(measured, tmp_path):
     words = [measured, "--output", "report"]
     with open("/dev/full", "w") as full:
@@ -564,6 +565,7 @@ def test_estimator_can_have_other_settings_than_those_of_its_option_file(sweep, 
     assert "heat" in errors
 
 
+@pytest.mark.slow
 def test_process_that_only_evaluates_can_build_an_option_that_uses_resolvers(sweep):
     """This process has imported everything, so the test needs another one."""
     words = [first_run(sweep), "--gradients", "--draws", "2", "--estimators", "reinmax"]

@@ -14,6 +14,7 @@ from tests.helpers import ROOT, TINY, finish, read_json, run_script, start_scrip
 ONE_STEP = [*TINY, "training.steps=1", "hydra.run.dir=run"]
 
 
+@pytest.mark.slow
 def test_printed_commands_run_as_they_are_printed(tmp_path):
     cwd = tmp_path / "it's a [1] ü=1"
     cwd.mkdir()
@@ -54,7 +55,7 @@ def test_a_link_to_the_script_finds_the_options(tmp_path):
     assert process.stderr == "train.py: latents=0: input should be greater than or equal to 1\n"
 
 
-@pytest.mark.parametrize("closed", ["1", "2"])
+@pytest.mark.parametrize("closed", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_closed_stream_does_not_change_the_run(closed, tmp_path):
     close = lambda: os.close(int(closed))
     status, output, errors = run_script("train.py", *ONE_STEP, cwd=tmp_path, preexec_fn=close)

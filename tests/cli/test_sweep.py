@@ -238,6 +238,7 @@ def test_two_sweeps_in_one_folder_report_their_own_failures(tmp_path, train):
     assert statuses(sweep) == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_a_sweep_waits_for_a_run_that_another_process_is_training(tmp_path):
     folder = tmp_path / "outputs/mine/job"
     folder.mkdir(parents=True)
@@ -318,6 +319,7 @@ def test_slurm_is_given_its_flags_and_reports_like_any_sweep(tmp_path):
         assert f"#SBATCH --{flag}\n" in flags
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_cancelled_is_reported_in_one_line(tmp_path):
     status, _, errors = run_on_slurm(CANCELLED | {"srun": SRUN}, tmp_path, "seed=0,1")
     assert status == 1 and errors.count("\n") == 1

@@ -137,7 +137,10 @@ def test_evaluate_prints_the_numbers_of_the_run(run, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP only on Linux")
 @pytest.mark.parametrize(
     ("script_name", "policy", "spins"),
-    [("train.py", None, "10000"), ("evaluate.py", "passive", "0")],
+    [
+        ("train.py", None, "10000"),
+        pytest.param("evaluate.py", "passive", "0", marks=pytest.mark.slow),
+    ],
 )
 def test_openmp_threads_soon_release_their_core(script_name, policy, spins, tmp_path, monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # another test may have set it

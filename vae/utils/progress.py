@@ -1,7 +1,7 @@
 """The progress bar of training, which a job of a parallel sweep reports to the sweep instead."""
 
+import io
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -41,4 +41,4 @@ def progress_bar(total: int, initial: int) -> Bar:
     options: dict[str, Any] = {"total": total, "initial": initial, "unit": " steps"}
     if ReportedBar.report is None:
         return tqdm(**options, disable=None, dynamic_ncols=True)
-    return ReportedBar(**options, file=open(os.devnull, "w"), mininterval=0.5)
+    return ReportedBar(**options, file=io.StringIO(), mininterval=0.5)
