@@ -405,19 +405,19 @@ def _create_folder(option: str, output: Path | None) -> None:
 
 
 def _newest_folder(outputs: Path) -> Path:
-    """Return the run or sweep in a folder that has changed last.
+    """Return the run or sweep in a folder whose status has changed last.
 
     Raises:
         UserError: There is none.
     """
-    changed = {
-        folder: max(file.stat().st_mtime_ns for file in folder.rglob(STATUS))
-        for folder in (outputs.iterdir() if outputs.is_dir() else ())
-        if any(folder.rglob(STATUS))
-    }
-    if not changed:
+
+    def changed(run: Path) -> int:
+        return (run / STATUS).stat().st_mtime_ns if (run / STATUS).exists() else 0
+
+    newest_run = max(find_runs(outputs), key=changed, default=None)
+    if newest_run is None:
         raise UserError(f"there is no run in {outputs}; name a run folder")
-    return max(changed, key=lambda folder: changed[folder])
+    return outputs.joinpath(*newest_run.relative_to(outputs).parts[:1])
 
 
 def _find_runs(paths: list[Path]) -> list[Path]:

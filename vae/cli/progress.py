@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from vae.cli.sweep import read_failures
-from vae.runs.status import test_elbo
+from vae.runs.status import reported_test_elbo
 from vae.utils.files import read_json
 from vae.utils.progress import Bar, ReportedBar
 from vae.utils.signals import interrupt_workers
@@ -163,7 +163,7 @@ def _count_jobs(config: DictConfig) -> int:
 
 
 class Display:
-    """Shows what the jobs of a sweep report, from a thread of its own, until it is closed."""
+    """Shows, in a separate thread, what the jobs of a sweep report, until it is closed."""
 
     def __init__(self, reports: Path, jobs: int) -> None:
         """Take the folder of the reports, which is removed in the end, and the number of jobs."""
@@ -259,7 +259,7 @@ class Display:
         bar = self._bars.pop(number, None)
         if bar is not None:
             bar.close()
-        elbo = test_elbo(Path(job["folder"]))
+        elbo = reported_test_elbo(Path(job["folder"]))
         if number in read_failures():
             result = "failed"
         else:

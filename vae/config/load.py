@@ -173,7 +173,9 @@ def build_source(values: dict[str, Any]) -> Source:
         UserError: The settings of the data are not valid.
     """
     source = build(values, "data", Source)
-    return OneBatch(source, values["training"]["batch_size"]) if values.get("overfit") else source
+    if values.get("overfit"):
+        return OneBatch(source, min(values["training"]["batch_size"], source.train_size))
+    return source
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vae.data.source import Binarize, Source, Split
+from vae.data.source import Binarize, Source, Split, pixel_means
 
 _REPEATS = 50  # an epoch has so many steps, because every epoch ends with an evaluation
 
@@ -15,7 +15,8 @@ class OneBatch(Source):
 
     Attributes:
         source: The other source.
-        size: The number of images. In an epoch, each of them is shown 50 times.
+        size: The number of images, at most as many as the source has. In an epoch, each of them is
+            shown 50 times.
     """
 
     source: Source
@@ -31,7 +32,7 @@ class OneBatch(Source):
 
     @property
     def train_size(self) -> int:
-        return min(self.size, self.source.train_size) * _REPEATS
+        return self.size * _REPEATS
 
     @property
     def valid_size(self) -> int:
@@ -60,5 +61,5 @@ def elbo_without_code(images: Tensor) -> float:
     Returns:
         The ELBO, in nats per image.
     """
-    mean = images.double().mean(0) / 255
+    mean = pixel_means(images).double()
     return (mean.xlogy(mean) + (1 - mean).xlogy(1 - mean)).sum().item()

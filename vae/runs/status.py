@@ -83,7 +83,7 @@ def score(folder: Path) -> float | None:
     )
 
 
-def test_elbo(folder: Path) -> float | None:
+def reported_test_elbo(folder: Path) -> float | None:
     """Return the test ELBO of a finished run, in nats per image.
 
     It is that of the best model, or of the last one if there is no best model. For replicas, it is
