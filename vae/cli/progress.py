@@ -105,8 +105,9 @@ class SweepProgress(Callback):
 def end_worker(status: int, parent_has_ended: Callable[[], bool]) -> NoReturn:
     """End this worker process after its job was interrupted and has saved a checkpoint.
 
-    If a worker ends, joblib kills the other workers at once. Therefore this worker waits until the
-    parent knows that all jobs have saved a checkpoint, and ends all workers.
+    If a worker ends, joblib kills the other workers at once. Therefore this worker stays alive
+    until the parent kills it or has ended, but at most ten seconds. The parent first waits for the
+    checkpoints of all jobs.
     """
     _report_end(interrupted=True)
     end = time.monotonic() + _GRACE
@@ -118,8 +119,8 @@ def end_worker(status: int, parent_has_ended: Callable[[], bool]) -> NoReturn:
 def interrupt_jobs() -> None:
     """Interrupt the jobs of this process's workers, and wait until each has saved a checkpoint.
 
-    The wait ends after ten seconds. Nothing happens if this process has no workers, or if the jobs
-    were interrupted before: a second signal ends the sweep at once.
+    The wait ends after ten seconds. Without workers this function returns at once. It also does so
+    after a second signal, so that the caller can end the sweep without waiting.
     """
     display = SweepProgress.display
     if display is None or display.interrupted:
@@ -218,7 +219,7 @@ class Display:
             start = progress.get("initial", 0) / total
             if "ended" in job:
                 done += 1
-                # A job that was finished before has no progress.
+                # A job that an earlier command finished trains nothing, and has no progress.
                 initially_done += start if progress else 1
                 if number not in self._ended and not job["interrupted"]:
                     self._ended.add(number)
