@@ -6,7 +6,7 @@ import pytest
 from omegaconf.errors import InterpolationResolutionError
 from torch import nn
 
-from tests.helpers import build_run, compose_config, resolve_config
+from tests.helpers import build_run, compose_config, option_names, resolve_config
 from vae.config.describe import option_targets
 from vae.config.instantiate import build
 from vae.config.load import read_config, to_yaml
@@ -198,6 +198,16 @@ def test_modern_experiments_have_the_published_recipe(
         assert run.objective.estimator.inner_samples == 20
 
 
+@pytest.mark.parametrize("experiment", option_names("experiment"))
+def test_only_published_protocols_do_without_the_data_mean(experiment):
+    """By default both networks start from it; maddison_240 publishes the output bias alone."""
+    default = build_run(*SHORT).objective.model
+    assert default.mean_logits is not None and default.input_mean is not None
+    published = build_run(f"experiment={experiment}", "data=mnist_5k").objective.model
+    assert published.input_mean is None
+    assert (published.mean_logits is not None) == (experiment == "maddison_240")
+
+
 @pytest.mark.parametrize(("networks", "hidden"), [("linear", []), ("nonlinear", [200, 200])])
 def test_binary_200_is_the_published_model_and_protocol(networks, hidden):
     words = [f"experiment=binary_200_{networks}", "estimator=reinforce", "estimator.samples=2"]
@@ -283,5 +293,6 @@ def test_the_values_of_a_run_hold_the_settings_and_not_the_table(tmp_path):
         *("estimator=gumbel_rao", *SHORT),
         *("data.validation=0", "latents=24", "categories=4", "training.epochs=160"),
         *("optimizer=radam", "optimizer.lr=5e-4", "estimator.temperature=0.3"),
+        *("model.output_bias=default", "model.center_input=false"),
     )
     assert holds_complete_run(tmp_path, CONFIG, by_hand.values, by_hand.total_steps)

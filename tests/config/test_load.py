@@ -19,14 +19,18 @@ pytestmark = pytest.mark.usefixtures("float32")
 @pytest.fixture
 def run(tmp_path) -> Path:
     """Return a run folder with a configuration and checkpoints of two steps."""
-    built = build_run(*TINY, "estimator=reinforce_learned_baseline")
-    (tmp_path / CONFIG).write_text(to_yaml(built.values))
+    return write_run(tmp_path)
+
+
+def write_run(folder: Path, *overrides: str) -> Path:
+    built = build_run(*TINY, "estimator=reinforce_learned_baseline", *overrides)
+    (folder / CONFIG).write_text(to_yaml(built.values))
     for which, step in (("best", 40), ("last", 41)):
         with torch.no_grad():
             next(built.objective.model.parameters()).fill_(step)
         content = {"objective": built.objective.state_dict(), "step": step}
-        checkpoint.save(tmp_path, which, content)
-    return tmp_path
+        checkpoint.save(folder, which, content)
+    return folder
 
 
 def change_config(run: Path, **changed: object) -> None:
@@ -62,7 +66,8 @@ def test_a_saved_run_reads_each_file_once(run, file_reads):
     assert file_reads(run) == {CONFIG: 1, "best.pt": 1, "last.pt": 1}
 
 
-def test_a_run_that_is_older_than_some_options_of_the_model_is_read_as_before(run):
+def test_a_run_that_is_older_than_some_options_of_the_model_is_read_as_before(tmp_path):
+    run = write_run(tmp_path, "model.output_bias=default", "model.center_input=false")
     state = vae.load(run).state_dict()
     values = yaml.safe_load((run / CONFIG).read_text())
     complete = SavedRun(run).values
