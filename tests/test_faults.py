@@ -279,9 +279,9 @@ def test_resuming_changes_neither_the_model_nor_shortens_the_run(
 
 def test_resume_parses_values_like_hydra(undisturbed, tmp_path, train):
     run = Path(shutil.copytree(undisturbed, tmp_path / "5"))
-    words = ["resume=5", "training.epochs=6", "training.capture=auto"]
+    words = ["resume=5", "training.epochs=6", "training.capture=off"]
     assert train(*words, cwd=tmp_path)[0] == 0
-    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["capture"] == "auto"
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["capture"] == "off"
     status, _, errors = train("resume=5", "data.root='a: b'", "training.epochs=2", cwd=tmp_path)
     assert status == 2 and errors.count("\n") == 1
     assert not list(tmp_path.glob("outputs/*"))

@@ -41,7 +41,7 @@ def train(
 
     Raises:
         Interrupted: A signal asked for the end.
-        UserError: A checkpoint belongs to another run, or a step cannot be captured.
+        UserError: A checkpoint belongs to another run.
         OSError: A run folder cannot be written to.
         ValueError: The replicas differ in shape, or gradients are to be measured of an objective
             other than the ELBO.
