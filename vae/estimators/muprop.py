@@ -21,7 +21,10 @@ class MuProp(ScoreFunction):
     With g = grad f(p), the linear part of f at sample s is t_s = g . (z_s - p). The gradient in
     the logits of latent n is
 
-        mean over s of (f(z_s) - alpha t_s - baseline_s) (z_sn - p_n) + alpha J(p_n) g_n.
+        mean over s of (f(z_s) - alpha t_s - baseline_s) (z_sn - p_n) + alpha J(p_n) g_n,
+
+    where J(p_n) = diag(p_n) - p_n p_n^T is the Jacobian of the softmax. The last term is the exact
+    gradient of the part that was subtracted.
 
     With one sample, the baseline is f(p). With more samples, it is the mean of f(z) - alpha t over
     the other samples, so that alpha = 0 is `Reinforce`.
@@ -76,14 +79,14 @@ class MuProp(ScoreFunction):
             distance = z - p
             centred = self._centre(loss - mean_loss)  # (S, B)
             taylor = self._centre((distance * slope).sum((-2, -1)))  # (S, B)
-            without = _score(centred, distance)
-            jacobian = p * (slope - (p * slope).sum(-1, keepdim=True))  # J(p) g
-            correction = jacobian - _score(taylor, distance)
+            score = _mean_score(centred, distance)  # the gradient for alpha = 0
+            exact = p * (slope - (p * slope).sum(-1, keepdim=True))  # J(p) g
+            control = exact - _mean_score(taylor, distance)  # what alpha multiplies
             if self.coefficient == "adaptive":
-                alpha: float | Tensor = self.past_coefficient(without, correction)
+                alpha: float | Tensor = self.past_coefficient(score, control)
             else:
                 alpha = self.coefficient
-            estimate = without + alpha * correction  # (B, N, K)
+            estimate = score + alpha * control  # (B, N, K)
             self.include_signal(centred - alpha * taylor)
         return loss.mean(0) + gradient_of((estimate * logits).sum((-2, -1)))
 
@@ -93,15 +96,15 @@ class MuProp(ScoreFunction):
             return values
         return values - (values.sum(0) - values) / (self.samples - 1)
 
-    def past_coefficient(self, without: Tensor, correction: Tensor) -> Tensor:
+    def past_coefficient(self, score: Tensor, control: Tensor) -> Tensor:
         """Return the best coefficient of past steps, then include this step if in training mode.
 
         The estimate is g0 + alpha g1 with E[g1] = 0, so its variance is least at
         alpha = -E<g0, g1> / E|g1|^2.
 
         Args:
-            without: This step's g0, (B, N, K).
-            correction: This step's g1, (B, N, K). Both are ignored if a mean is not finite.
+            score: This step's g0, the gradient for alpha = 0, (B, N, K).
+            control: This step's g1, (B, N, K). Both are ignored if a mean is not finite.
 
         Returns:
             The coefficient, a scalar; 0 before the first step.
@@ -109,12 +112,12 @@ class MuProp(ScoreFunction):
         tiny = torch.finfo(self.variance.dtype).tiny
         past = -self.covariance / self.variance.clamp_min(tiny)
         if self.training:
-            product = (without * correction).sum((-2, -1)).mean()
-            square = correction.square().sum((-2, -1)).mean()
+            product = (score * control).sum((-2, -1)).mean()
+            square = control.square().sum((-2, -1)).mean()
             update_averages(_DECAY, [(self.covariance, product), (self.variance, square)])
         return past
 
 
-def _score(values: Tensor, distance: Tensor) -> Tensor:
+def _mean_score(values: Tensor, distance: Tensor) -> Tensor:
     """Return the mean over samples of values (S, B) times z - p (S, B, N, K), (B, N, K)."""
     return (values[..., None, None] * distance).mean(0)

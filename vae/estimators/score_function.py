@@ -11,14 +11,14 @@ from vae.utils.validation import Decay, validated
 class ScoreFunction(Estimator):
     """A score function that may divide the gradient of the logits by a moving deviation.
 
-    The learning signal is what multiplies the score: f less its baseline and control variate.
-    Variance normalisation divides by max(1, sigma), with sigma the root of a moving average of
-    the squared signal over past steps.
+    The learning signal is the factor of the score: f minus its baseline and control variate. Let
+    sigma be the root of a moving average of the squared signal over past steps. Variance
+    normalisation divides the encoder's gradient by max(1, sigma).
 
-    Mnih & Gregor (2014) divide the signal itself, which contains the terms of the KL. Here the KL
-    is not part of f. To divide the signal alone would weaken f against the KL, so
-    `scale_gradient` divides the gradient that the logits get from both. The encoder's gradient
-    becomes shorter and keeps its expected direction; the decoder's gradient does not change.
+    Mnih & Gregor (2014) divide the signal. Their signal contains the terms of the KL, but f does
+    not. If f alone were divided, the KL would get more weight. `scale_gradient` therefore divides
+    the gradient of f and that of the KL. The encoder's gradient becomes shorter and keeps its
+    expected direction. The decoder's gradient does not change.
 
     Reference: Mnih & Gregor (2014), https://arxiv.org/abs/1402.0030, for the normalisation.
 
