@@ -27,10 +27,10 @@ class MuProp(ScoreFunction):
     gradient of the part that was subtracted.
 
     With one sample, the baseline is f(p). With more samples, it is the mean of f(z) - alpha t over
-    the other samples, so that alpha = 0 is `Reinforce`.
+    the other samples; alpha = 0 is then `Reinforce`.
 
-    Bias: none for every f that is differentiable inside the simplex, and for every alpha. A moving
-        coefficient depends on past steps alone, so it adds no bias.
+    Bias: none for every f that is differentiable inside the simplex, and for every alpha. The
+        adaptive coefficient depends on past steps alone, so it adds no bias.
     Value: an unbiased estimate of L.
     Cost: S + 1 evaluations of f, and one more backward pass through f; no temperature.
     Reference: Gu et al. (2016), https://arxiv.org/abs/1511.05176, for one sample and alpha = 1.
@@ -42,8 +42,8 @@ class MuProp(ScoreFunction):
         samples: S.
         coefficient: alpha, or "adaptive" for the alpha of the least variance of the gradient in
             the logits, from moving averages over past steps. It is 0 in the first step.
-        variance_normalization: Decay of the deviation that divides the gradient; None for no
-            normalisation. See `ScoreFunction`.
+        variance_normalization: Decay of the average of the squared signal whose root divides the
+            gradient; None for no normalisation. See `ScoreFunction`.
     """
 
     covariance: Tensor
