@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vae.comparison.text import render_rows
 from vae.config.build import ExperimentConfig, RunConfig
 from vae.config.load import SavedRun, to_yaml
 from vae.config.resume import holds_complete_run
@@ -256,10 +257,6 @@ def _print_report(
     run: RunConfig, data: DataSet, rows: list[dict[str, object]], folder: Path
 ) -> None:
     """Print the test bounds, one row per model, and the paths of the run folders."""
-    import pandas as pd  # imported here because it takes half a second
-
-    from vae.comparison.columns import render_short, row_layout
-
     title = data_title(data, run.top_level.importance_samples)
     if run.name:
         hints = [f"Run folders: {folder}/*"]
@@ -268,6 +265,6 @@ def _print_report(
     else:
         hints = [f"Run folder: {folder}"]
         hints += [f"To look at it: {tensorboard_command(folder.parent)}"]
-    layouts = {title: row_layout(pd.DataFrame(rows), ["model"])}
-    table = render_short(layouts, terminal_width(), f"{SUMMARY} has all numbers.")
+    hint = f"{SUMMARY} has all numbers."
+    table = render_rows(title, rows, "model", terminal_width(), hint)
     print_or_raise("\n".join(["", table, "", *hints]))

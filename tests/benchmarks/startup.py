@@ -1,20 +1,22 @@
-"""Measure the seconds from the command to the first training step, and the memory of training.
+"""Measure what a run costs besides its steps: before the first step, and after the last one.
 
-    python tests/benchmarks/startup.py --root data
+    python tests/benchmarks/startup.py                             # data=mnist_5k
+    python tests/benchmarks/startup.py --root data                 # data=mnist
+    python tests/benchmarks/startup.py --trees ../before .         # two working trees
 
-The benchmark runs `python train.py data=mnist` in an empty folder, as a user would. The cache of
-the images exists, and all settings have their defaults, so evaluation, logging, pictures and the
-final test bounds are on. The clock starts before the process and ends after the first training
-step. The imports of torch and of torch._dynamo, which torch's optimizers import when the first one
-is built, are timed where they happen. The table has warm starts. The first start, which fills the
-file cache and compiles byte-code, has a separate column. On a busy machine, CPU time says more
-than seconds.
+The benchmark runs `python train.py training.epochs=1` in an empty folder, as a user would. All
+other settings have their defaults, so evaluation, logging, pictures, checkpoints and the final
+bounds are on. Seconds and CPU seconds are measured from the start of the process to the first
+training step, and from the last step to the end of the process. The first start of each tree,
+which fills the file cache and compiles byte-code, is left out. With several trees, each round
+runs all of them, so that they are measured on an equally busy machine. On a busy machine, CPU time
+says more than seconds.
 """
 
 import argparse
 import builtins
 import json
-import os
+import resource
 import runpy
 import sys
 import tempfile
@@ -23,42 +25,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 from common import hardware, hardware_line, peak_memory, run_in_new_process, table
 
-TRAIN = Path(__file__).parents[2] / "train.py"
-IMPORTS = ("torch", "torch._dynamo")
-
-Mark = tuple[float, float, float]
-"""Seconds, CPU seconds and peak memory in MB since the start of the process."""
+TREE = Path(__file__).parents[2]
 
 
-def run_train_script(started: float, until: str, overrides: list[str]) -> NoReturn:
-    """Run train.py in this process, and print how long imports took and when marks were reached.
+class Cost(NamedTuple):
+    """What a part of a process takes."""
+
+    seconds: float
+    processor: float  # CPU seconds
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds - other.seconds, self.processor - other.processor)
+
+
+def run_train_script(tree: Path, started: float, overrides: list[str]) -> None:
+    """Run a tree's train.py in this process, and print when the first and last step were done.
 
     Args:
+        tree: The working tree.
         started: The time (time.monotonic) at which the parent started this process.
-        until: The mark at which the process ends: "first step" or "end".
         overrides: The arguments of train.py.
     """
-    import_times: dict[str, tuple[float, float]] = {}
-    marks: dict[str, Mark] = {}
+    marks: dict[str, tuple[float, float]] = {}
     plain_import = builtins.__import__
     is_watching_steps = False
 
     def set_mark(name: str) -> None:
-        marks[name] = time.monotonic() - started, time.process_time(), peak_memory()
+        marks[name] = time.monotonic() - started, time.process_time()
 
-    def timed_import(name: str, *arguments: Any, **options: Any) -> ModuleType:
+    def watching_import(name: str, *arguments: Any, **options: Any) -> ModuleType:
         nonlocal is_watching_steps
-        if name in IMPORTS and name not in sys.modules:
-            seconds, processor = time.monotonic(), time.process_time()
-            module = plain_import(name, *arguments, **options)
-            import_times[name] = time.monotonic() - seconds, time.process_time() - processor
-            set_mark(f"import {name}")
-            return module
+        is_first_torch = name == "torch" and name not in sys.modules
+        if is_first_torch:
+            set_mark("before torch")
         module = plain_import(name, *arguments, **options)
+        if is_first_torch:
+            set_mark("after torch")
         step_module = sys.modules.get("vae.training.step")
         if not is_watching_steps and hasattr(step_module, "EagerStep"):
             is_watching_steps = True
@@ -72,35 +78,36 @@ def run_train_script(started: float, until: str, overrides: list[str]) -> NoRetu
             skipped = plain_step(self, batch, step)
             if "first step" not in marks:
                 set_mark("first step")
-                if until == "first step":
-                    print_and_exit()
             set_mark("last step")
             return skipped
 
         step_class.__call__ = step_and_mark
 
-    def print_and_exit() -> NoReturn:
-        print("\n" + json.dumps({"imports": import_times, "marks": marks}), flush=True)
-        os._exit(0)
-
-    set_mark("python")
-    builtins.__import__ = timed_import
-    sys.argv, sys.path[0] = [str(TRAIN), *overrides], str(TRAIN.parent)
+    builtins.__import__ = watching_import
+    sys.argv, sys.path[0] = [str(tree / "train.py"), *overrides], str(tree)
     try:
-        runpy.run_path(str(TRAIN), run_name="__main__")
-    except SystemExit as exit:
-        if exit.code:
-            raise
-    set_mark("end")
-    print_and_exit()
+        runpy.run_path(str(tree / "train.py"), run_name="__main__")
+    finally:
+        print("\n" + json.dumps({"marks": marks, "peak": peak_memory()}), flush=True)
 
 
-def measure(until: str, root: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train in a new process; return the seconds of its imports, and its marks."""
+def measure(tree: Path, overrides: Sequence[str]) -> tuple[dict[str, Cost], float]:
+    """Train in a new process; return what its parts cost, by name, and its peak memory in MB."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--root", root, "--until", until]
-        words = ["data=mnist", f"data.root={root.resolve()}", *overrides]
-        return run_in_new_process(*options, "--started", time.monotonic(), *words, folder=folder)
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        options = ["--run", tree, "--started", started, *overrides]
+        result = run_in_new_process(*options, folder=folder)
+        seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    marks = {name: Cost(*values) for name, values in result["marks"].items()}
+    start, end = marks["first step"], Cost(seconds, processor) - marks["last step"]
+    parts = {
+        "command to first step": start,
+        "of which importing torch": marks["after torch"] - marks["before torch"],
+        "last step to end": end,
+        "both": Cost(start.seconds + end.seconds, start.processor + end.processor),
+    }
+    return parts, result["peak"]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -108,44 +115,39 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--root", type=Path, required=True, help="a writable torchvision root")
-    add("--starts", type=int, default=5)
-    add("--epochs", type=int, default=2, help="epochs of the run whose memory is measured")
-    add("--until", choices=["first step", "end"], help=argparse.SUPPRESS)
+    add("--root", type=Path, help="train on MNIST in this writable torchvision root")
+    add("--trees", type=Path, nargs="+", default=[TREE], help="working trees; default: this one")
+    add("--rounds", type=int, default=5)
+    add("--run", type=Path, metavar="TREE", help=argparse.SUPPRESS)  # in this process
     add("--started", type=float, help=argparse.SUPPRESS)
-    add("overrides", nargs="*", help="overrides of train.py, such as model=conv")
+    add("overrides", nargs="*", help="after --: overrides of train.py, such as model=conv")
     return parser.parse_args()
 
 
-def row(name: str, first: Sequence[float], warm: Sequence[Sequence[float]]) -> list[str]:
-    """Return a row of the table, given (seconds, CPU seconds) of each start."""
-    seconds, processor = [start[0] for start in warm], [start[1] for start in warm]
-    numbers = first[0], min(seconds), median(seconds), max(seconds), median(processor)
-    return [name, *(f"{number:.2f}" for number in numbers)]
-
-
 def main(arguments: argparse.Namespace) -> None:
-    """Measure several starts and one run in new processes, or one of them in this process."""
-    if arguments.until:
-        run_train_script(arguments.started, arguments.until, arguments.overrides)
-    root, overrides = arguments.root, arguments.overrides
-    first, *warm = [measure("first step", root, overrides) for _ in range(arguments.starts + 1)]
-    whole = measure("end", root, [f"training.epochs={arguments.epochs}", *overrides])
+    """Measure runs of each tree in new processes, or run one tree's train.py in this process."""
+    if arguments.run:
+        run_train_script(arguments.run, arguments.started, arguments.overrides)
+        return
+    root = arguments.root
+    words = ["data=mnist", f"data.root={root.resolve()}"] if root else ["data=mnist_5k"]
+    words += ["training.epochs=1", *arguments.overrides]
+    trees = [tree.resolve() for tree in arguments.trees]
+    rounds = [[measure(tree, words) for tree in trees] for _ in range(arguments.rounds + 1)][1:]
 
     print(f"{hardware_line(hardware())}\n")  # imports torch, so it comes after all measurements
-    first_steps = [start["marks"]["first step"] for start in warm]
-    rows = [row("from the command to the first step", first["marks"]["first step"], first_steps)]
-    for name in first["imports"]:
-        import_times = [start["imports"][name] for start in warm]
-        rows.append(row(f"of which importing {name}", first["imports"][name], import_times))
-    header = [f"seconds, {len(warm)} warm starts", "first start", "min", "median", "max"]
-    print(table([*header, "CPU, median"], rows))
-    rows = [
-        [name, *(f"{number:.1f}" for number in numbers)]
-        for name, numbers in whole["marks"].items()
-    ]
-    header = [f"{arguments.epochs} epochs, after", "seconds", "CPU seconds", "peak MB so far"]
-    print(f"\n{table(header, rows)}")
+    rows = []
+    for part in rounds[0][0][0]:
+        for index, tree in enumerate(trees):
+            costs = [one_round[index][0][part] for one_round in rounds]
+            seconds, processor = zip(*costs, strict=True)
+            numbers = min(seconds), median(seconds), min(processor), median(processor)
+            rows.append([part, tree.name, *(f"{number:.2f}" for number in numbers)])
+    header = [f"{arguments.rounds} rounds", "tree", "seconds, min", "median", "CPU, min", "median"]
+    print(table(header, rows))
+    for index, tree in enumerate(trees):
+        peak = max(one_round[index][1] for one_round in rounds)
+        print(f"\nPeak memory of {tree.name}: {peak:.0f} MB")
 
 
 if __name__ == "__main__":

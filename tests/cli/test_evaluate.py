@@ -17,7 +17,7 @@ import pytest
 
 from tests.helpers import read_json, read_lines, read_scalars, run_script, subfolders
 from vae.comparison.collect import DataCache, collect
-from vae.comparison.table import BOUNDS
+from vae.comparison.text import BOUNDS
 from vae.runs.folder import find_runs
 
 pytestmark = pytest.mark.usefixtures("float32")

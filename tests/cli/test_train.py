@@ -40,12 +40,16 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory) -> tuple[Path, Path, str]:
-    """Run the same command twice; return both run folders, and the output of the second run."""
+    """Run the same command twice; return both run folders, and the output of the second run.
+
+    What Python writes about the imports of the second run is in the file `imports`.
+    """
     cwd = tmp_path_factory.mktemp("twins")
-    for name in ("first", "second"):
+    for name, env in ("first", None), ("second", {"PYTHONPROFILEIMPORTTIME": "1"}):
         words = [*SMALL, f"hydra.run.dir={name}"]
-        status, output, errors = run_script("train.py", *words, cwd=cwd, threads=None)
+        status, output, errors = run_script("train.py", *words, cwd=cwd, threads=None, env=env)
         assert status == 0, errors
+    (cwd / "imports").write_text(errors)
     return cwd / "first", cwd / "second", output
 
 
@@ -86,6 +90,14 @@ def test_a_run_folder_holds_all_files_of_one_run(run):
     assert environment["overrides"][: len(SMALL)] == SMALL
     assert environment["torch"] == torch.__version__
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["steps"] is None
+
+
+def test_a_run_imports_no_package_that_it_does_not_need(run):
+    lines = (run.parent / "imports").read_text().splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "torch" in imported
+    assert not imported & {"pandas", "scipy", "matplotlib", "sklearn"}  # of evaluate.py
+    assert not imported & {"sympy", "torch._dynamo"}  # of torch.compile
 
 
 def test_the_bounds_of_a_run_are_in_order(run):

@@ -1,11 +1,14 @@
 """The columns of tables for people: which are shown, and how they fit the width of a terminal."""
 
+import math
+
 import pandas as pd
 import pytest
 
 from tests.comparison.runs_table import Rows, run, runs_table
 from vae.comparison.columns import Layout, choose, group_layout, render_short, row_layout
-from vae.comparison.table import Bound, Selection, compare, group_table
+from vae.comparison.table import Selection, compare, group_table
+from vae.comparison.text import Bound, render_rows
 from vae.utils.errors import UserError
 
 MORE = "Ask for more."
@@ -119,6 +122,17 @@ def test_rows_begin_with_the_seed_and_the_bounds():
     )
     assert row_layout(table, ["run"]).short == ["seed", "ELBO", "IW bound", "group", "rate"]
     assert row_layout(table, ["run"], "importance_weighted").short[1] == "IW bound"
+
+
+@pytest.mark.parametrize("width", [None, 40])
+def test_rows_are_rendered_alike_with_and_without_pandas(width):
+    rows: list[dict[str, object]] = [
+        {"model": "best", "active": 3, "rate": 1.0, "elbo": -2.0, "log_likelihood": None},
+        {"model": "last", "active": 4, "rate": math.nan, "elbo": -3.0, "log_likelihood": None},
+    ]
+    text = render_rows("digits", rows, "model", width, MORE)
+    assert headings(text)[:2] == ["model", "ELBO"]
+    assert text == render_short({"digits": row_layout(pd.DataFrame(rows), ["model"])}, width, MORE)
 
 
 def test_chosen_columns_follow_the_labels_and_are_named_as_in_the_table_or_in_csv():

@@ -1,9 +1,12 @@
-"""The number of threads that training uses."""
+"""The start of the process: threads and garbage collection."""
+
+import gc
+import sys
 
 import pytest
 import torch
 
-from vae.utils.runtime import limit_threads
+from vae.utils.runtime import limit_threads, without_garbage_collection
 
 
 @pytest.mark.parametrize(
@@ -18,3 +21,18 @@ def test_training_uses_few_threads_unless_the_user_chooses(monkeypatch, chosen, 
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     limit_threads()
     assert used[-1] == expected
+
+
+def test_garbage_collection_is_off_only_until_torch_is_imported(monkeypatch):
+    frozen = gc.get_freeze_count()
+    with without_garbage_collection():  # torch has been imported: this is not the first job
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+    monkeypatch.delitem(sys.modules, "torch")
+    try:
+        with without_garbage_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()

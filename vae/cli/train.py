@@ -150,13 +150,14 @@ def _compare_runs(sweep: Path) -> int:
 
 def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: bool) -> float | None:
     """Train the run that a composed configuration describes, and return its score."""
-    from vae.utils.runtime import configure_process, limit_threads
+    from vae.utils.runtime import configure_process, limit_threads, without_garbage_collection
 
-    configure_process()
+    with without_garbage_collection():
+        configure_process()
+        from vae.config.build import build_experiment
+        from vae.config.resume import resumed_config
+        from vae.experiment import NothingToDo, run_experiment
     limit_threads()
-    from vae.config.build import build_experiment
-    from vae.config.resume import resumed_config
-    from vae.experiment import NothingToDo, run_experiment
 
     if not _is_unicode(str(folder.absolute()), *overrides):
         raise UserError(f"{folder}: the locale lacks characters of the command; set PYTHONUTF8=1")

@@ -1,26 +1,14 @@
 """Choose the columns of a table for people, and fit a table to the width of a terminal."""
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from vae.comparison.render import (
-    grid,
-    heading,
-    ranking_bound,
-    readable,
-    readable_names,
-    to_cells,
-)
-from vae.comparison.table import BOUNDS, Bound, part
+from vae.comparison.render import ranking_bound, readable, readable_names, to_cells
+from vae.comparison.table import part
+from vae.comparison.text import BOUNDS, Bound, heading, in_order, render_columns
 from vae.utils.errors import UserError, close_match
-
-_GAP = 2  # spaces between two columns
-_SHORTEST_CELL = 7  # of a setting or a run that is cut in the middle
 
 
 class Layout(NamedTuple):
@@ -68,7 +56,7 @@ def row_layout(table: pd.DataFrame, labels: list[str], ranked_by: Bound = "elbo"
         ranked_by: The bound that comes first.
     """
     names = {str(name): heading(str(name)) for name in table}
-    short = _headings(["seed", ranked_by, *BOUNDS, *map(str, table)])
+    short = _headings(in_order(map(str, table), ranked_by))
     table = table.dropna(axis="columns", how="all").rename(columns=names)
     return _layout(table, _headings(labels), short, names)
 
@@ -126,70 +114,13 @@ def render_short(
         hint: A sentence that says where all columns are.
         digits: The digits after the point.
     """
-    parts = []
-    for title, layout in layouts.items():
-        columns = to_cells(layout.table[[*layout.labels, *layout.short]], digits)
-        left_out: list[str] = []
-        if width is not None:
-            columns, left_out = _fit(columns, len(layout.labels), width)
-        parts += [_wrap(f"{title}:", width), grid(columns)]
-        if left_out:
-            parts.append(_wrap(f"No room for: {', '.join(left_out)}. {hint}", width))
-    return "\n\n".join(parts)
-
-
-def _wrap(text: str, width: int | None) -> str:
-    return textwrap.fill(text, width, break_on_hyphens=False) if width else text
-
-
-def _fit(
-    columns: list[list[str]], label_count: int, width: int
-) -> tuple[list[list[str]], list[str]]:
-    """Return columns that fit in a line, and the headings of those that are left out.
-
-    The labels and the column after them stay as long as possible.
-    """
-    if _total_width(columns) <= width:
-        return columns, []
-    columns, left_out = _shorten_names(columns), []
-    while _total_width(columns) > width and len(columns) > label_count + 1:
-        left_out.append(columns.pop()[0])
-    longest = max(len(cell) for column in columns for cell in column)
-    while _total_width(columns) > width and longest > _SHORTEST_CELL:
-        longest -= 1
-        labels = [[_cut(cell, longest) for cell in column] for column in columns[:label_count]]
-        columns = labels + columns[label_count:]
-    while _total_width(columns) > width and len(columns) > 1:
-        left_out.append(columns.pop(-2)[0])
-    return columns, left_out[::-1]
-
-
-def _total_width(columns: list[list[str]]) -> int:
-    return sum(max(map(len, column)) + _GAP for column in columns) - _GAP
-
-
-def _shorten_names(columns: list[list[str]]) -> list[list[str]]:
-    """Leave out what the names of settings or of run folders share.
-
-    `estimator.temperature` becomes `temperature`, if there is no other setting of this name, and
-    a run folder lacks the folders above it that all runs share.
-    """
-    headings = [column[0] for column in columns]
-    last_words = [name.rpartition(".")[2] for name in headings]
-    shortened = []
-    for (name, *cells), word in zip(columns, last_words, strict=True):
-        if name == "run":
-            folders = [Path(cell).parts for cell in cells]
-            levels = zip(*(folder[:-1] for folder in folders), strict=False)
-            shared = len([*takewhile(lambda level: len(set(level)) == 1, levels)])
-            cells = [str(Path(*folder[shared:])) for folder in folders]
-        shortened.append([word if last_words.count(word) == 1 else name, *cells])
-    return shortened
-
-
-def _cut(cell: str, length: int) -> str:
-    """Replace the middle of a text that is too long by three dots."""
-    if len(cell) <= length:
-        return cell
-    end = (length - 3) // 2
-    return f"{cell[: length - 3 - end]}...{cell[len(cell) - end :]}"
+    return "\n\n".join(
+        render_columns(
+            title,
+            to_cells(layout.table[[*layout.labels, *layout.short]], digits),
+            len(layout.labels),
+            width,
+            hint,
+        )
+        for title, layout in layouts.items()
+    )

@@ -6,20 +6,11 @@ from collections.abc import Hashable, Mapping
 from typing import Literal
 
 import pandas as pd
-from tabulate import tabulate
 
-from vae.comparison.table import BOUNDS, Bound, part
+from vae.comparison.table import part
+from vae.comparison.text import BOUNDS, Bound, format_value, grid, heading
 
 Format = Literal["table", "markdown", "csv", "json"]
-
-_HEADINGS = {
-    "elbo": "ELBO",
-    "importance_weighted": "IW bound",
-    "elbo_map": "ELBO of the mode",
-    "log_likelihood": "log p(x)",
-    "accuracy": "probe accuracy",
-    "nll": "probe nll",
-}
 
 
 def flatten(groups: pd.DataFrame) -> pd.DataFrame:
@@ -76,11 +67,6 @@ def readable_names(groups: pd.DataFrame) -> dict[str, str]:
 def ranking_bound(groups: pd.DataFrame) -> Bound:
     """Return the bound by which the rows of a group table are ordered."""
     return next(bound for bound in BOUNDS if (bound, "low") in groups)
-
-
-def heading(name: str) -> str:
-    """Return how tables for people call a measured number."""
-    return _HEADINGS.get(name, name.replace("_", " "))
 
 
 def _heading(quantity: str, statistic: str, ranked_by: Bound) -> str:
@@ -144,26 +130,6 @@ def _records(table: pd.DataFrame) -> list[dict[Hashable, object]]:
 def to_cells(table: pd.DataFrame, digits: int = 2) -> list[list[str]]:
     """Return the columns of a table as texts; the first text of a column is its heading."""
     return [
-        [str(name), *(_cell(value, digits) for value in table[name].astype(object))]
+        [str(name), *(format_value(value, digits) for value in table[name].astype(object))]
         for name in table
     ]
-
-
-def grid(columns: list[list[str]], style: Literal["plain", "github"] = "plain") -> str:
-    """Return the columns of `to_cells` side by side. Columns of numbers are aligned right."""
-    rows = [*map(list, zip(*columns, strict=True))]
-    align = ["right" if _is_numeric(column[1:]) else "left" for column in columns]
-    if style == "github":
-        return tabulate(rows[1:], rows[0], style, colalign=align, disable_numparse=True)
-    # tabulate pads a row of headings by two spaces per column, but not a row of the table.
-    return tabulate(rows, tablefmt=style, colalign=align, disable_numparse=True)
-
-
-def _cell(value: object, digits: int) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def _is_numeric(cells: list[str]) -> bool:
-    return all(cell[:1] in "-0123456789" for cell in cells)

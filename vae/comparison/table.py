@@ -8,19 +8,16 @@ import math
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vae.comparison.text import Bound
 from vae.config.describe import Setting
 from vae.training.checkpoint import Which
 from vae.utils.errors import UserError
-
-Bound = Literal["elbo", "importance_weighted", "log_likelihood"]
-BOUNDS: tuple[Bound, ...] = get_args(Bound)
-"""The bounds by which groups can be ranked."""
 
 ENOUGH_SEEDS = 3
 """The fewest seeds that an interval is given for. Groups with fewer seeds are flagged."""

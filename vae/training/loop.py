@@ -99,7 +99,8 @@ def optimize(
     images = batches.get(batch_index)  # (R, B, D)
     terms = replicas(images, step)  # loss, distortion and rate, (R, B) each
     replicas.zero_grad()
-    terms.loss.backward(torch.full_like(terms.loss, 1 / images.shape[1]))  # mean over the batch
+    # The mean over the batch. The argument `gradient` of backward() would import sympy.
+    terms.loss.mean(1).sum().backward()
     replicas.unstack_gradients()
     replicas.clip_gradients()
     means = replicas.batch_means(terms)  # (R, 3)

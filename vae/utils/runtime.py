@@ -1,8 +1,11 @@
 """Settings of the process and of torch, for the start of a command."""
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vae.utils.errors import UserError
 
@@ -10,6 +13,26 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # constants of glibc's malloc.h
 _TRAINING_THREADS = 4
 
 _KEPT_BYTES, _LARGEST_HEAP_BLOCK = 2**30, 2**25
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Import torch and the project faster, by leaving out what looks for unreachable objects.
+
+    The garbage collector would go through the million objects of the imported modules several
+    times during the imports, and again at the end of the process. It ignores the objects that
+    exist when the context ends. If torch has been imported before, as in the second job of a
+    worker, nothing is changed, because these objects would include the garbage of earlier jobs.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def configure_process() -> None:
