@@ -41,8 +41,9 @@ def test_codes_are_k_to_the_n_different_one_hot_codes(latents, categories):
     assert torch.equal(codes.sum(-1), torch.ones(categories**latents, latents))
 
 
-def test_index_of_a_code_is_its_position_in_codes():
-    assert categorical.index_of(categorical.codes(3, 4)).tolist() == list(range(4**3))
+def test_position_of_a_code_is_its_place_in_codes():
+    index = categorical.codes(3, 4).argmax(-1)  # (K**N, N)
+    assert categorical.position(index, 4).tolist() == list(range(4**3))
 
 
 # Densities
@@ -171,6 +172,95 @@ def test_samples_are_exactly_one_hot(scale, dtype):
     assert_one_hot(z)
 
 
+def test_rare_categories_are_drawn_as_often_as_their_probabilities_say():
+    draws, log_p = 10_000_000, torch.tensor([-15.0, -1.0, -13.0, -14.0, -11.0])
+    logits = (log_p - log_p.logsumexp(0)).float()
+    index = categorical.draw(categorical.cumulative_probabilities(logits), draws)
+    counts, expected = torch.bincount(index, minlength=5), draws * logits.double().exp()
+    assert counts.sum() == draws
+    rare = torch.tensor([0, 2, 3, 4])
+    assert ((counts - expected)[rare].abs() < 5 * expected[rare].sqrt()).all()
+
+
+@pytest.mark.parametrize("rare", [[0, 1], [1, 2]], ids=["first", "last"])
+def test_categories_rarer_than_a_step_of_float32_have_their_share_of_uniform_numbers(
+    monkeypatch, rare
+):
+    """The uniform numbers are those of a grid in the first or the last part of [0, 1)."""
+    part = 2**-30
+    grid = (torch.arange(1000) + 0.5) / 1000 * part
+    grid = grid if rare == [0, 1] else 1 - part + grid
+    monkeypatch.setattr(torch, "rand", lambda shape, *, dtype, **_: grid.to(dtype).expand(shape))
+    p = torch.zeros(3)
+    p[rare] = torch.tensor([0.3, 0.7]) * part
+    p[p == 0] = 1 - part
+    index = categorical.draw(categorical.cumulative_probabilities(p.log()), 1000)
+    expected = torch.zeros(3, dtype=torch.long)
+    expected[rare] = torch.tensor([300, 700])
+    assert torch.equal(torch.bincount(index, minlength=3), expected)
+
+
+def end_uniform(monkeypatch, end: float) -> None:
+    """Let every uniform number be the smallest or the largest one that torch draws."""
+    value = 0.0 if end == 0 else 1 - 2**-53
+    monkeypatch.setattr(
+        torch, "rand", lambda shape, *, dtype, **_: torch.full(shape, value, dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize("end, expected", [(0, 1), (1, 3)])
+@pytest.mark.parametrize("impossible", [-math.inf, -1000.0])
+def test_categories_of_probability_zero_are_not_drawn_at_the_ends(
+    monkeypatch, end, expected, impossible
+):
+    """They are the first, the middle one and the last two of six categories."""
+    end_uniform(monkeypatch, end)
+    possible = torch.tensor([False, True, False, True, False, False])
+    scores = random_logits(2000, 1, 6).masked_fill(~possible, impossible)  # sums that are not 1
+    totals = categorical.cumulative_probabilities(scores)[..., -1]
+    assert (totals < 1).any() and (totals > 1).any()
+    assert (categorical.sample(scores, 2).argmax(-1) == expected).all()
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_samples_at_the_ends_are_one_hot_and_possible(monkeypatch, dtype, end):
+    end_uniform(monkeypatch, end)
+    logits = random_logits(500, N, 64, scale=300.0).to(dtype)
+    z = categorical.sample(logits, 1)
+    assert_one_hot(z)
+    assert ((z * logits.double().softmax(-1)).sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("scale", [300.0, 1e30])
+def test_samples_at_extreme_logits_are_the_mode(scale):
+    modes = torch.randint(K, (500, N))
+    logits = scale * (2 * categorical.one_hot(modes, K) - 1)
+    assert (categorical.sample(logits.float(), 20).argmax(-1) == modes).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_samples_of_invalid_logits_are_one_hot(value):
+    """The loss is not finite. Training reports it, because sampling does not fail before."""
+    assert_one_hot(categorical.sample(torch.full((B, N, K), value), 3))
+
+
+def test_samples_of_logits_of_a_prior_have_no_batch_axis():
+    assert_one_hot(categorical.sample(random_logits(N, K), 7))
+    assert categorical.sample(random_logits(N, K), 7).shape == (7, N, K)
+
+
+def test_samples_of_replicas_follow_the_softmax_of_each_replica_and_are_independent():
+    draws, logits = 50_000, random_logits(3, 1, 1, K)  # three replicas
+    logits[1] = logits[0]
+    sample = torch.vmap(lambda logits: categorical.sample(logits, draws), randomness="different")
+    z = sample(logits).squeeze((2, 3))  # (3, draws, K)
+    p = logits.softmax(-1).squeeze((1, 2))
+    assert ((z.mean(1) - p).abs() < 5 * (p * (1 - p) / draws).sqrt()).all()
+    agreement, expected = (z[0] * z[1]).sum(-1).mean(), p[0].square().sum()
+    assert abs(agreement - expected) < 5 * (expected * (1 - expected) / draws).sqrt()
+
+
 @pytest.mark.parametrize("value", [0.0, -3.5, math.inf, -math.inf])
 def test_argmax_of_a_tie_has_one_winner(value):
     assert_one_hot(categorical.one_hot_argmax(torch.full((B, N, K), value)))
@@ -212,7 +302,6 @@ def test_noise_is_finite_if_the_uniform_is_0_or_1(monkeypatch, dtype, end):
     noise = categorical.gumbel_noise(torch.zeros(B, N, K, dtype=dtype), 2)
     assert noise.isfinite().all()
     assert noise.max() < -6 if end == 0 else noise.min() > 36  # -log(-log U) at the clamps
-    assert_one_hot(categorical.sample(random_logits().to(dtype), 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -28,15 +28,23 @@ def fine_uniform(
     In float32 the numbers are multiples of 2^-24, which is too coarse for rare categories: some
     would be drawn too often, others never.
     """
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    return torch.rand(shape, dtype=_finest_dtype(device), device=device, generator=generator)
+
+
+def _finest_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw standard Gumbel noise -log(-log U), always finite.
 
+    The argmax of logits plus noise is an exact sample of Cat(logits) (the Gumbel-max trick).
+
     Returns:
         Noise (samples, *logits.shape), in float32 or the dtype of the logits if that is finer.
+
+    References:
+        Gumbel (1954); Maddison, Tarlow & Minka (2014), https://arxiv.org/abs/1411.0030.
     """
     # The exponential is -log U and not `exponential_`, which is sequential on a CPU and takes
     # three times as long.
@@ -46,9 +54,9 @@ def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None
     return exponential.to(torch.promote_types(logits.dtype, torch.float32)).log_().neg_()
 
 
-def one_hot(index: Tensor, categories: int) -> Tensor:
-    """Return the one-hot codes (..., K) of category indices (...), in the default dtype."""
-    zeros = torch.zeros(*index.shape, categories, device=index.device)
+def one_hot(index: Tensor, categories: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the one-hot codes (..., K) of category indices (...), by default in torch's dtype."""
+    zeros = torch.zeros(*index.shape, categories, dtype=dtype, device=index.device)
     return zeros.scatter(-1, index.unsqueeze(-1), 1.0)
 
 
@@ -113,17 +121,51 @@ def catnat(scores: Tensor) -> Tensor:
     return log_p
 
 
-def sample(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw exact one-hot samples of Cat(logits) with the Gumbel-max trick, without a gradient.
+def cumulative_probabilities(logits: Tensor) -> Tensor:
+    """Return the cumulative probabilities of the categories, from which `draw` draws.
 
     Returns:
-        Codes (samples, *logits.shape).
-
-    References:
-        Gumbel (1954); Maddison, Tarlow & Minka (2014), https://arxiv.org/abs/1411.0030.
+        Sums (..., K) without a gradient, in float64 if the device supports it.
     """
-    with torch.no_grad():
-        return one_hot_argmax(logits + gumbel_noise(logits, samples, generator))
+    return logits.detach().to(_finest_dtype(logits.device)).softmax(-1).cumsum(-1)
+
+
+def draw(cumulative: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw category indices by inverting the cumulative probabilities at uniform numbers.
+
+    The category of u is the first one whose cumulative probability is greater than u. A category
+    of probability 0 has the same cumulative probability as the category before it and is
+    therefore never drawn. (On a GPU, sums of many categories may break this by one rounding step.)
+
+    Args:
+        cumulative: The result of `cumulative_probabilities`, (..., K).
+        samples: The number S of indices to draw for each distribution.
+        generator: The source of the uniform numbers; None for the default generator.
+
+    Returns:
+        Indices (S, ...). They lie in memory in the order (..., S).
+    """
+    uniform = fine_uniform((*cumulative.shape[:-1], samples), cumulative.device, generator)
+    # The total is 1 but for rounding. As the uniform numbers are at most 1 - eps / 2, their
+    # products with the total are less than the total, also after rounding.
+    uniform = uniform * cumulative[..., -1:]
+    index = torch.searchsorted(cumulative, uniform, right=True)
+    # Logits that are NaN have the index K. Their code has to be valid, so that training goes on
+    # to find that the loss is not finite.
+    return index.clamp_max(cumulative.shape[-1] - 1).movedim(-1, 0)
+
+
+def sample(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw exact one-hot samples of Cat(logits), without a gradient.
+
+    One uniform number for each sample selects the category. Estimators that also use the noise of
+    a sample add `gumbel_noise` to the logits instead; the argmax has the same distribution.
+
+    Returns:
+        Codes (samples, *logits.shape), in float32 or the dtype of the logits if that is finer.
+    """
+    index = draw(cumulative_probabilities(logits), samples, generator)
+    return one_hot(index, logits.shape[-1], torch.promote_types(logits.dtype, torch.float32))
 
 
 def log_prob(logits: Tensor, z: Tensor) -> Tensor:
@@ -185,8 +227,7 @@ def codes(latents: int, categories: int, device: torch.device | str | None = Non
     return one_hot(digits // powers % categories, categories)  # (K**N, N, K)
 
 
-def index_of(z: Tensor) -> Tensor:
-    """Return the positions of one-hot codes in the order of `codes`: (..., N, K) -> (...)."""
-    latents, categories = z.shape[-2:]
-    powers = categories ** torch.arange(latents - 1, -1, -1, device=z.device)
-    return (z.argmax(-1) * powers).sum(-1)
+def position(index: Tensor, categories: int) -> Tensor:
+    """Return the positions (...) in `codes` of codes with the category indices (..., N)."""
+    powers = categories ** torch.arange(index.shape[-1] - 1, -1, -1, device=index.device)
+    return (index * powers).sum(-1)

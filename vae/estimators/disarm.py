@@ -74,7 +74,7 @@ def antithetic_codes(logits: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """
     h, order = _shares(logits)  # (B, N, K), (B, N, K)
     first = _first_breaks(h, samples)  # (S, B, N)
-    z = one_hot(order.gather(-1, first.movedim(0, -1)).movedim(-1, 0), h.shape[-1]).to(h.dtype)
+    z = one_hot(order.gather(-1, first.movedim(0, -1)).movedim(-1, 0), h.shape[-1], h.dtype)
     return z, _pair_weights(h, first)
 
 

@@ -39,7 +39,7 @@ class LocalExpectation(Estimator):
         for offsets in torch.arange(1, categories, device=z.device).split(_CHUNK):
             others = (z[..., n, :].argmax(-1) + offsets.unsqueeze(-1)) % categories  # (C, B)
             codes = z.repeat(len(offsets), 1, 1, 1)  # (C, B, N, K)
-            codes[..., n, :] = one_hot(others, categories).to(z.dtype)
+            codes[..., n, :] = one_hot(others, categories, z.dtype)
             change = (f(codes) - loss).to(z.dtype)  # (C, B)
             differences = differences.scatter(-1, others.T, change.T)
         return differences

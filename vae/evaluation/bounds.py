@@ -140,14 +140,16 @@ def importance_weighted(
     for x in _batches(images, _ENCODE_BATCH):
         logits = model.encode(x)
         joint = None if decoded is None else decoded.joint_log_prob(x)  # (B, K**N)
+        log_q, cumulative = logits.log_softmax(-1), categorical.cumulative_probabilities(logits)
         log_sum = torch.full((len(x),), -math.inf, device=x.device, dtype=logits.dtype)
         for chunk in _chunks(samples, max(1, _DECODE_BATCH // len(x))):
-            z = categorical.sample(logits, chunk, generator)  # (S, B, N, K)
+            index = categorical.draw(cumulative, chunk, generator)  # (S, B, N)
             if joint is None:
-                log_p = model.joint_log_prob(x, z)
+                z = categorical.one_hot(index, model.categories, logits.dtype)
+                log_p = model.joint_log_prob(x, z)  # (S, B)
             else:
-                log_p = joint.gather(1, categorical.index_of(z).T).T
-            log_weight = log_p - categorical.log_prob(logits, z)
+                log_p = joint.gather(1, categorical.position(index, model.categories).T).T
+            log_weight = log_p - log_q.gather(-1, index.movedim(0, -1)).sum(1).T
             log_sum = torch.logaddexp(log_sum, log_weight.logsumexp(0))
         total += log_sum.double().sum()
     return (total / len(images)).item() - math.log(samples)
