@@ -40,6 +40,14 @@ def test_each_estimator_has_one_style_and_no_two_share_it():
     assert figures.style("of my own") == figures.style("of my own")
 
 
+def test_an_estimator_at_two_settings_looks_like_no_other_estimator_of_the_figure():
+    names = option_names("estimator")
+    methods = pd.Series([*names, "disarm", "muprop", "muprop", "reinforce"])
+    looks = figures._styles_in_turn(methods)
+    assert looks[: len(names)] == [figures.style(name) for name in names]
+    assert len({(look.color, look.marker) for look in looks}) == len(looks)
+
+
 @pytest.mark.parametrize("number", [3, 50])
 def test_many_groups_with_long_names_neither_squeeze_a_panel_nor_lie_over_it(number):
     labels = [

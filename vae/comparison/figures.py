@@ -80,8 +80,18 @@ def styles(comparison: Comparison) -> dict[str, Style]:
 
 
 def _styles_in_turn(methods: pd.Series) -> list[Style]:
-    """Return the style of each entry; repeated methods get their next marker and line."""
-    return [*map(style, methods, methods.groupby(methods).cumcount())]
+    """Return the style of each entry; repeated methods get their next marker and line.
+
+    A marker that has the same colour at another method is passed over, while others are left.
+    """
+    first = {method: style(method) for method in methods}
+    chosen: list[Style] = []
+    for method, turn in zip(methods, methods.groupby(methods).cumcount(), strict=True):
+        taken = {(look.color, look.marker) for look in [*chosen, *first.values()]}
+        looks = [style(method, turn + more) for more in range(len(_MARKERS))]
+        free = [look for look in looks if (look.color, look.marker) not in taken]
+        chosen.append(first[method] if turn == 0 else (free or looks)[0])
+    return chosen
 
 
 def to_svg(figure: Figure, salt: str) -> str:
