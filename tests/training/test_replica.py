@@ -138,11 +138,11 @@ def test_a_replica_without_patience_keeps_its_result_while_the_others_continue(t
     )
     steps = [checkpoint.load(tmp_path / f"r{seed}", "last")["step"] for seed in range(3)]
     assert steps == [27, 9, 27]
-    assert [without_seconds(outcome) for outcome, _ in runs] == [
-        TrainingResult(epochs, 3 * epochs, best, lines[best - 1]["elbo/valid"], 0)
-        for (_, lines), epochs, best in zip(runs, (9, 3, 9), (9, 1, 9), strict=True)
-    ]
-    assert [len(lines) for _, lines in runs] == [9, 3, 9]
+    for (outcome, lines), epochs in zip(runs, (9, 3, 9), strict=True):
+        bounds = [line["elbo/valid"] for line in lines]
+        best = bounds.index(max(bounds)) + 1  # 1 if the weights never change
+        result = TrainingResult(epochs, 3 * epochs, best, max(bounds), 0)
+        assert len(lines) == epochs and without_seconds(outcome) == result
 
 
 # Killed between two checkpoint files, and resumed
