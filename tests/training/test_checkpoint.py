@@ -1,5 +1,6 @@
 """Checkpoint files: damage is noticed, the previous file is used, and nothing is executed."""
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -70,3 +71,19 @@ def test_a_checkpoint_of_another_format_is_refused(run, monkeypatch):
     monkeypatch.setattr(checkpoint, "_FORMAT", 99)
     with pytest.raises(UserError, match="this version reads 99"):
         checkpoint.load(run, "last")
+
+
+@pytest.mark.parametrize("content", [{"step": 1}, {"step": lambda: 1}], ids=["saved", "refused"])
+def test_saving_leaves_the_checksums_of_torch_as_they_were(tmp_path, monkeypatch, content):
+    used = []
+    plain_save = torch.save
+
+    def save(*arguments: object) -> None:
+        used.append(torch.serialization.get_crc32_options())
+        plain_save(*arguments)
+
+    monkeypatch.setattr(torch, "save", save)
+    with contextlib.suppress(AttributeError, pickle.PicklingError):
+        checkpoint.save(tmp_path, "last", content)
+    assert used == [False]
+    assert torch.serialization.get_crc32_options()

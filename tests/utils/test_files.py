@@ -21,6 +21,8 @@ def interrupt(*args, **kwargs):
 def test_new_file_has_the_content(tmp_path, content):
     write_atomically(tmp_path / "file", content)
     assert (tmp_path / "file").read_bytes() == content
+    write_atomically(tmp_path / "file", content, b"", memoryview(b"end"))
+    assert (tmp_path / "file").read_bytes() == content + b"end"
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -54,14 +55,26 @@ def save(folder: Path, which: Which, content: Checkpoint) -> None:
         OSError: The checkpoint cannot be written; the files are as they were before.
     """
     buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, **content}, buffer)
-    body = buffer.getvalue()
+    with _without_crc32():
+        torch.save({"format": _FORMAT, **content}, buffer)
+    body = buffer.getbuffer()
     file = path(folder, which)
     scratch = folder / f".{which}.next.pt"
-    write_atomically(scratch, body + hashlib.sha256(body).digest())
+    write_atomically(scratch, body, hashlib.sha256(body).digest())
     if file.exists():
         os.replace(file, previous_path(folder, which))
     os.replace(scratch, file)
+
+
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Let torch.save leave out its checksums: the SHA-256 covers the same bytes."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def load(folder: Path, which: Which) -> Checkpoint:

@@ -255,8 +255,11 @@ class Replica:
         )
 
     def _state_dict(self) -> dict[str, Tensor]:
-        """Return copies: a slice of a stack would be saved with the whole stack."""
-        return {name: tensor.clone() for name, tensor in self.run.objective.state_dict().items()}
+        """Return copies if there are replicas: a slice would be saved with the whole stack."""
+        state = self.run.objective.state_dict()
+        if len(self._replicas.objectives) == 1:
+            return state
+        return {name: tensor.clone() for name, tensor in state.items()}
 
     def _scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {name: float(value(progress.step)) for name, value in self._schedules.items()}

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a temporary file, synchronise it with the disk, and rename it to `path`.
 
     A crash leaves the old file or the new file, never a part of one.
+
+    Args:
+        path: The file.
+        *parts: The content, in order.
 
     Raises:
         OSError: The file cannot be written. No temporary file is left behind.
@@ -21,7 +25,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # minus the umask
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
