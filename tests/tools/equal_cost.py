@@ -37,9 +37,7 @@ def main() -> None:
         for epochs in arguments.epochs:
             epoch = int(epochs / float(cost))
             reached = [curve[epoch] for curve in curves if epoch in curve]
-            cells.append(
-                f"{mean(reached):.1f} ± {stdev(reached):.1f}" if len(reached) > 1 else ""
-            )
+            cells.append(f"{mean(reached):.1f} ± {stdev(reached):.1f}" if len(reached) > 1 else "")
         print("|".join(["", Path(folder).name, cost, *cells, ""]))
 
 
