@@ -1,4 +1,4 @@
-"""Measure the seconds per epoch on MNIST: this project, the usual loop, a lean loop, the GEMMs.
+"""Measure the seconds per epoch on MNIST: this project, other ways to train, and the GEMMs.
 
     python tests/benchmarks/epoch.py --root data
 
@@ -6,12 +6,18 @@ The architecture and the settings follow the ReinMax authors: 784-512-256-32 and
 ReLU, 4 latents of 8 categories, Adam with learning rate 5e-4, grey pixels, 60,000 images,
 straight-through Gumbel.
 
-    ours    `vae.training.train`, which evaluates, logs and saves a checkpoint every epoch
-    usual   DataLoader, ToTensor, default Adam, `item()` at every step; denormals are not flushed
-    lean    an indexed tensor, fused Adam, no `item()`, no logging; denormals are flushed
-    gemms   every matrix product of a step, and nothing else
+    ours       `vae.training.train`, which evaluates, logs and saves a checkpoint every epoch
+    usual      DataLoader, ToTensor, default Adam, `item()` every step; denormals are not flushed
+    lean       an indexed tensor, fused Adam, no `item()`, no logging; denormals are flushed
+    compiled   the lean loop, with forward and backward pass compiled by torch.compile
+    jax        one jitted JAX function that scans over the batches of an epoch; Adam is from optax
+    gemms      every matrix product of a step, and nothing else
 
-Each measurement runs in a new process, whose first epoch is not counted. A round measures every
+JAX and optax are in the extra `benchmark` of this project (`pip install -e '.[benchmark]'`). A
+contender whose package is missing is skipped.
+
+Each measurement runs in a new process. Its first epoch is not counted; the warm-up is the time of
+this epoch less the median of the others, and includes the compilation. A round measures every
 contender once. The next round has the opposite order, so that a machine whose speed drifts treats
 all of them alike. A ratio is computed from the medians within a round; the table has its median
 over the rounds.
@@ -24,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -42,8 +49,8 @@ IMAGES = 60_000
 def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
     """Measure the time between the moments when the metrics of two epochs are logged.
 
-    Pictures are drawn in every tenth epoch and after the last one. With fewer than ten epochs,
-    these times therefore contain none.
+    The first time begins when training does. Pictures are drawn in every tenth epoch and after the
+    last one. With fewer than ten epochs, these times therefore contain none.
     """
     from vae.data import Torchvision
     from vae.estimators import StraightThroughGumbel
@@ -64,7 +71,6 @@ def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
 
     # Torch is already imported, so OpenMP's threads spin longer. That costs no time on idle cores.
     configure_process()
-    times: list[float] = []
     data = Torchvision(dataset="MNIST", binarize="none", validation=0, root=root)
     networks = MLP(encoder_sizes=[512, 256], decoder_sizes=[256, 512], activation="relu")
     model = CategoricalVAE(networks, latents=LATENTS, categories=CATEGORIES)
@@ -89,7 +95,9 @@ def ours(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
             Path(folder),
             seed=0,
         )
-        train([run], data.load(torch.device("cpu")), training, logging)
+        images = data.load(torch.device("cpu"))
+        times = [time.perf_counter()]
+        train([run], images, training, logging)
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
@@ -124,6 +132,15 @@ def usual(root: str, batch_size: int, precision: str, epochs: int) -> list[float
 
 def lean(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
     """Measure a loop that does as little as eager torch allows."""
+    return _lean(root, batch_size, precision, epochs, compiled=False)
+
+
+def compiled(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
+    """Measure the lean loop with a compiled forward and backward pass."""
+    return _lean(root, batch_size, precision, epochs, compiled=True)
+
+
+def _lean(root: str, batch_size: int, precision: str, epochs: int, compiled: bool) -> list[float]:
     torch.set_flush_denormal(True)
     from torchvision.datasets import MNIST
 
@@ -137,19 +154,37 @@ def lean(root: str, batch_size: int, precision: str, epochs: int) -> list[float]
         with autocast:
             return network(x).float()
 
+    def loss(x: Tensor) -> Tensor:
+        logits = run(encoder, x).view(-1, LATENTS, CATEGORIES)
+        z = F.gumbel_softmax(logits, tau=TEMPERATURE, hard=True)
+        pixels = run(decoder, z.flatten(1))
+        bce = F.binary_cross_entropy_with_logits(pixels, x, reduction="sum")
+        log_q = logits.log_softmax(-1)
+        negative_entropy = (log_q.exp() * log_q).sum()  # the KL, up to a constant
+        return (bce + negative_entropy) / len(x)
+
+    if compiled:
+        torch.compiler.config.force_disable_caches = True  # the warm-up is that of a first run
+        loss = torch.compile(loss)
+
     def epoch() -> None:
         for index in torch.randperm(IMAGES).split(batch_size):
             x = images[index].float().div_(255)
-            logits = run(encoder, x).view(-1, LATENTS, CATEGORIES)
-            z = F.gumbel_softmax(logits, tau=TEMPERATURE, hard=True)
-            pixels = run(decoder, z.flatten(1))
-            bce = F.binary_cross_entropy_with_logits(pixels, x, reduction="sum")
-            log_q = logits.log_softmax(-1)
-            negative_entropy = (log_q.exp() * log_q).sum()  # the KL, up to a constant
             optimizer.zero_grad()
-            ((bce + negative_entropy) / len(x)).backward()
+            loss(x).backward()
             optimizer.step()
 
+    return _timed(epoch, epochs)
+
+
+def jax(root: str, batch_size: int, precision: str, epochs: int) -> list[float]:
+    """Measure a loop in JAX. XLA, its compiler, flushes denormals by itself."""
+    from jax_loop import build_epoch
+    from torchvision.datasets import MNIST
+
+    images = MNIST(root, train=True, download=True).data.flatten(1).numpy()
+    code_shape = LATENTS, CATEGORIES
+    epoch = build_epoch(images, batch_size, SIZES, code_shape, TEMPERATURE, LEARNING_RATE)
     return _timed(epoch, epochs)
 
 
@@ -187,7 +222,7 @@ def _timed(epoch: Callable[[], None], epochs: int) -> list[float]:
         began = time.perf_counter()
         epoch()
         seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+    return seconds
 
 
 class Contender(NamedTuple):
@@ -197,12 +232,19 @@ class Contender(NamedTuple):
     measure: Callable[[str, int, str, int], list[float]]
     precisions: tuple[str, ...] = ("float32", "bf16")
     most_epochs: int = sys.maxsize
+    packages: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """Return the names of the packages that are needed and not installed."""
+        return [name for name in self.packages if find_spec(name) is None]
 
 
 CONTENDERS = {
     "usual": Contender("the usual loop", usual, ("float32",), most_epochs=3),  # it is slow
     "ours": Contender("this project, all included", ours),
     "lean": Contender("a lean loop", lean),
+    "compiled": Contender("a lean loop, compiled", compiled, ("float32",)),
+    "jax": Contender("JAX and optax", jax, ("float32",), packages=("jax", "optax")),
     "gemms": Contender("the matrix products alone", gemms),
 }
 
@@ -216,7 +258,7 @@ class Cell(NamedTuple):
 
 
 Seconds = dict[Cell, list[list[float]]]
-"""The seconds of each epoch, in each round."""
+"""The seconds of each epoch in each round."""
 
 
 def cells(arguments: argparse.Namespace) -> list[Cell]:
@@ -226,7 +268,9 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
         for batch_size in arguments.batch_sizes
         for precision in arguments.precisions
         for name, contender in CONTENDERS.items()
-        if name in arguments.contenders and precision in contender.precisions
+        if name in arguments.contenders
+        and precision in contender.precisions
+        and not contender.missing()
     ]
 
 
@@ -234,7 +278,8 @@ def ratio(above: list[list[float]] | None, below: list[list[float]] | None) -> s
     """Return the median over the rounds of the ratio of the medians within a round."""
     if not above or not below:
         return "-"
-    return f"{median(median(a) / median(b) for a, b in zip(above, below, strict=True)):.2f}"
+    pairs = zip(above, below, strict=True)
+    return f"{median(median(a[1:]) / median(b[1:]) for a, b in pairs):.2f}"
 
 
 def report(seconds: Seconds) -> str:
@@ -243,16 +288,17 @@ def report(seconds: Seconds) -> str:
     rows = dict.fromkeys((cell.contender, cell.precision) for cell in seconds)
     header = ["seconds per epoch"]
     for size in batch_sizes:
-        header += [f"batch {size}: min", "median", "x GEMMs", "speed-up"]
+        header += [f"batch {size}: min", "median", "warm-up", "x GEMMs", "speed-up"]
     lines = []
     for name, precision in sorted(rows, key=lambda row: list(CONTENDERS).index(row[0])):
         line = [f"{CONTENDERS[name].title}, {precision}"]
         for size in batch_sizes:
             rounds = seconds[Cell(size, precision, name)]
-            epochs = [second for epochs_of_round in rounds for second in epochs_of_round]
+            epochs = [second for _, *others in rounds for second in others]
+            warm_up = median(first - median(others) for first, *others in rounds)
             gemm_rounds = seconds.get(Cell(size, precision, "gemms"))
             usual_rounds = seconds.get(Cell(size, "float32", "usual"))
-            line += [f"{min(epochs):.2f}", f"{median(epochs):.2f}"]
+            line += [f"{number:.2f}" for number in (min(epochs), median(epochs), warm_up)]
             line += [ratio(rounds, gemm_rounds), ratio(usual_rounds, rounds)]
         lines.append(line)
     return table(header, lines)
@@ -276,7 +322,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(cell: Cell, arguments: argparse.Namespace) -> list[float]:
-    """Return the seconds of each epoch except the first, measured in a new process."""
+    """Return the seconds of each epoch, measured in a new process."""
     options = ["--batch-sizes", cell.batch_size, "--precisions", cell.precision]
     options += ["--contenders", cell.contender, "--epochs", arguments.epochs]
     return run_in_new_process("--root", arguments.root.resolve(), *options, "--here")
@@ -298,6 +344,10 @@ def main(arguments: argparse.Namespace) -> None:
         root = str(arguments.root)
         print(json.dumps(contender.measure(root, cell.batch_size, cell.precision, epochs)))
         return
+    for name in arguments.contenders:
+        if missing := CONTENDERS[name].missing():
+            needed = f"install the extra `benchmark` (missing: {', '.join(missing)})"
+            print(f"skipping {name}: {needed}", file=sys.stderr)
     machine, seconds = hardware(), {cell: [] for cell in remaining}
     for number in range(arguments.rounds):
         for cell in remaining if number % 2 == 0 else reversed(remaining):
@@ -314,7 +364,8 @@ def main(arguments: argparse.Namespace) -> None:
         f"\n{IMAGES:,} images per epoch; {arguments.rounds} rounds of {epochs} epochs "
         f"({epochs_of_usual} of the usual loop).\n"
         "x GEMMs: the time divided by the time of the matrix products alone, with the same batch\n"
-        "size and precision. Speed-up: the time of the usual loop divided by this time.\n"
+        "size and precision. Speed-up: the time of the usual loop divided by this time. Warm-up:\n"
+        "the first epoch, which no other number contains, less the median of the other epochs.\n"
         "Denormals are flushed except in the usual loop. Only this project evaluates, logs and\n"
         "saves a checkpoint every epoch."
     )
