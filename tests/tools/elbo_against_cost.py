@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from vae.comparison.figures import _add_legend, _figure, style, to_svg
+from vae.comparison.figures import _add_legend, _figure, _styles_in_turn, to_svg
 
 DOCS = Path(__file__).parents[2] / "docs"
 WORST_ELBO = -145.0  # what is below it is named and not drawn
@@ -20,6 +20,8 @@ def main() -> None:
     cost = pd.read_csv(DOCS / "results/step_cost.csv", index_col="group")["cost_4x8"]
     short = pd.read_csv(DOCS / "results/all_estimators_20_epochs.csv")
     long = pd.read_csv(DOCS / "results/seeds_4x8.csv")
+    groups = pd.Series([*dict.fromkeys([*short["group"], *long["group"]])], dtype=str)
+    looks = dict(zip(groups, _styles_in_turn(groups.str.split().str[0]), strict=True))
     figure, panels = _figure(panels=2)
     labelled: set[str] = set()
     for axes, table, title in zip(
@@ -32,16 +34,12 @@ def main() -> None:
         is_drawn = (statistics["mean"] > WORST_ELBO) & statistics.index.isin(cost.index)
         left_out = statistics.index[~is_drawn]
         for group, (mean, deviation) in statistics.drop(left_out).iterrows():
-            method, _, setting = str(group).partition(" ")
-            look = style(
-                method, turn=4 if setting else 0
-            )  # a marker that no other black point has
             axes.errorbar(
                 cost[group],
                 mean,
                 yerr=None if pd.isna(deviation) else deviation,
-                fmt=look.marker,
-                color=look.color,
+                fmt=looks[group].marker,
+                color=looks[group].color,
                 capsize=3,
                 label=None if group in labelled else group,
             )
