@@ -27,7 +27,10 @@ def main() -> None:
     for axes, table, title in zip(
         panels,
         (short, long),
-        ("20 epochs, Adam 5e-4, one seed", "160 epochs, published settings, 3 to 10 seeds"),
+        (
+            "20 epochs, Adam 5e-4, one seed or three",
+            "160 epochs, published settings, 3 to 10 seeds",
+        ),
         strict=True,
     ):
         statistics = table.groupby("group", sort=False)["elbo"].agg(["mean", "std"])
