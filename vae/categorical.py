@@ -135,7 +135,8 @@ def draw(cumulative: Tensor, samples: int, generator: torch.Generator | None = N
 
     The category of u is the first one whose cumulative probability is greater than u. A category
     of probability 0 has the same cumulative probability as the category before it and is
-    therefore never drawn. (On a GPU, sums of many categories may break this by one rounding step.)
+    therefore never drawn. (Tests show this on the CPU. A GPU may add the probabilities in another
+    order.)
 
     Args:
         cumulative: The result of `cumulative_probabilities`, (..., K).
@@ -150,8 +151,8 @@ def draw(cumulative: Tensor, samples: int, generator: torch.Generator | None = N
     # products with the total are less than the total, also after rounding.
     uniform = uniform * cumulative[..., -1:]
     index = torch.searchsorted(cumulative, uniform, right=True)
-    # Logits that are NaN have the index K. Their code has to be valid, so that training goes on
-    # to find that the loss is not finite.
+    # For logits that are NaN, searchsorted returns K. The code is made valid here, and the check
+    # of the loss reports that it is not finite.
     return index.clamp_max(cumulative.shape[-1] - 1).movedim(-1, 0)
 
 

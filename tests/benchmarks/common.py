@@ -1,5 +1,6 @@
 """Shared by the benchmarks: new processes, their memory, and a description of the machine."""
 
+import argparse
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any
 
 # No torch is imported here: on Linux, a process inherits the peak memory of its parent.
 
+_TREE = Path(__file__).parents[2]
 _EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -35,6 +37,25 @@ def run_in_new_process(*arguments: object, folder: str | None = None) -> Any:
 @cache
 def _bytecode_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()  # removed at exit
+
+
+def parser_of_trees(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser for a benchmark that runs train.py of several working trees.
+
+    Args:
+        description: The help text.
+        rounds: The default number of rounds.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", type=Path, help="train on MNIST in this writable torchvision root")
+    add("--trees", type=Path, nargs="+", default=[_TREE], help="working trees; default: this one")
+    add("--rounds", type=int, default=rounds)
+    add("--run", type=Path, metavar="TREE", help=argparse.SUPPRESS)  # in this process
+    add("overrides", nargs="*", help="after --: overrides of train.py, such as model=conv")
+    return parser
 
 
 def peak_memory() -> float:

@@ -16,11 +16,11 @@ straight-through Gumbel.
 JAX and optax are in the extra `benchmark` of this project (`pip install -e '.[benchmark]'`). A
 contender whose package is missing is skipped.
 
-Each measurement runs in a new process. Its first epoch is not counted; the warm-up is the time of
-this epoch less the median of the others, and includes the compilation. A round measures every
-contender once. The next round has the opposite order, so that a machine whose speed drifts treats
-all of them alike. A ratio is computed from the medians within a round; the table has its median
-over the rounds.
+Each measurement runs in a new process. Its first epoch is not counted. The warm-up, which includes
+the compilation, is the time of the first epoch minus the median of the later epochs. A round
+measures every contender once. The next round has the opposite order, so that a machine whose speed
+drifts treats all of them alike. A ratio is computed from the medians within a round; the table has
+its median over the rounds.
 """
 
 import argparse

@@ -20,9 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import hardware, hardware_line, run_in_new_process, table
-
-TREE = Path(__file__).parents[2]
+from common import hardware, hardware_line, parser_of_trees, run_in_new_process, table
 
 Costs = dict[str, list[float]]
 """Seconds and CPU seconds per epoch of each part of training, by name."""
@@ -65,16 +63,8 @@ def train(tree: Path, epochs: int, overrides: list[str]) -> Costs:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--root", type=Path, help="train on MNIST in this writable torchvision root")
-    add("--trees", type=Path, nargs="+", default=[TREE], help="working trees; default: this one")
-    add("--epochs", type=int, default=10)
-    add("--rounds", type=int, default=3)
-    add("--run", type=Path, metavar="TREE", help=argparse.SUPPRESS)  # in this process
-    add("overrides", nargs="*", help="after --: overrides of train.py, such as model=conv")
+    parser = parser_of_trees(__doc__, rounds=3)
+    parser.add_argument("--epochs", type=int, default=10)
     return parser.parse_args()
 
 

@@ -27,13 +27,18 @@ from statistics import median
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from common import hardware, hardware_line, peak_memory, run_in_new_process, table
-
-TREE = Path(__file__).parents[2]
+from common import (
+    hardware,
+    hardware_line,
+    parser_of_trees,
+    peak_memory,
+    run_in_new_process,
+    table,
+)
 
 
 class Cost(NamedTuple):
-    """What a part of a process takes."""
+    """The seconds and the CPU seconds of a part of a process."""
 
     seconds: float
     processor: float  # CPU seconds
@@ -111,16 +116,8 @@ def measure(tree: Path, overrides: Sequence[str]) -> tuple[dict[str, Cost], floa
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--root", type=Path, help="train on MNIST in this writable torchvision root")
-    add("--trees", type=Path, nargs="+", default=[TREE], help="working trees; default: this one")
-    add("--rounds", type=int, default=5)
-    add("--run", type=Path, metavar="TREE", help=argparse.SUPPRESS)  # in this process
-    add("--started", type=float, help=argparse.SUPPRESS)
-    add("overrides", nargs="*", help="after --: overrides of train.py, such as model=conv")
+    parser = parser_of_trees(__doc__, rounds=5)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -200,7 +200,7 @@ def test_modern_experiments_have_the_published_recipe(
 
 @pytest.mark.parametrize("experiment", option_names("experiment"))
 def test_only_published_protocols_do_without_the_data_mean(experiment):
-    """By default both networks start from it; maddison_240 publishes the output bias alone."""
+    """The default uses it in both networks. maddison_240 publishes only the output bias."""
     default = build_run(*SHORT).objective.model
     assert default.mean_logits is not None and default.input_mean is not None
     published = build_run(f"experiment={experiment}", "data=mnist_5k").objective.model

@@ -1,4 +1,4 @@
-"""What score-function estimators share: moving averages and variance normalisation."""
+"""The base class of score functions: moving averages and variance normalisation."""
 
 import torch
 from torch import Tensor
