@@ -40,9 +40,12 @@ class Autoencoder(nn.Module):
         return self.encoder(images).unflatten(-1, (LATENTS, CATEGORIES))
 
     def loss(self, images: Tensor, codes: Tensor) -> Tensor:
-        """Return -log p(image | code) in nats: (B, D) and (..., B, N, K) -> (..., B)."""
-        pixels = self.decoder(codes.flatten(-2))  # (..., B, D), logits
-        target = images.expand_as(pixels)
+        """Return -log p(image | code) in nats: (B, D) and (..., B, N, K) -> (..., B).
+
+        If all images have the same codes, the batch axis of the codes may have size 1.
+        """
+        pixels = self.decoder(codes.flatten(-2))  # (..., B or 1, D), logits
+        pixels, target = torch.broadcast_tensors(pixels, images)
         return F.binary_cross_entropy_with_logits(pixels, target, reduction="none").sum(-1)
 
 

@@ -79,6 +79,7 @@ def test_catnat_posterior_needs_a_power_of_two(categories):
 def test_decode_keeps_the_leading_axes(networks, leading):
     model, z = build_model(networks), random_codes(*leading)
     assert model.decode(z).shape == (*leading, D)
+    assert model.decode(z[None][:0]).shape == (0, *leading, D)
     one_by_one = torch.stack([model.decode(code) for code in z.reshape(-1, N, K)])
     assert_close(model.decode(z), one_by_one.reshape(*leading, D), rtol=0, atol=1e-12)
 

@@ -67,6 +67,14 @@ def test_all_parameters_are_optimized(optimizer_class):
 
 
 @every_optimizer
+def test_a_step_without_any_gradient_changes_nothing(optimizer_class):
+    trained = new_parameters()
+    before = [p.detach().clone() for p in trained]
+    optimizer_class(**VALID).build(trained).step()
+    assert all(torch.equal(p, old) for p, old in zip(trained, before, strict=True))
+
+
+@every_optimizer
 def test_steps_lower_a_quadratic_loss(optimizer_class):
     trained = new_parameters()
     optimizer = optimizer_class(**VALID | {"lr": 0.1}).build(trained)

@@ -32,9 +32,9 @@ def load(folder: "str | Path", which: "Literal['best', 'last'] | None" = None) -
     Raises:
         UserError: The folder is not a run folder, or its checkpoint is missing or damaged.
     """
-    from vae.config.load import load as load_model
+    from vae.config.load import SavedRun
 
-    return load_model(folder, which)
+    return SavedRun(folder).model(which)
 
 
 def __getattr__(name: str) -> ModuleType:

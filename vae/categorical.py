@@ -23,16 +23,12 @@ def gradient_of(x: Tensor) -> Tensor:
 def fine_uniform(
     shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw uniform numbers in [0, 1), in float64 if the device supports it.
+    """Draw uniform numbers in [0, 1), in float64.
 
     In float32 the numbers are multiples of 2^-24, which is too coarse for rare categories: some
     would be drawn too often, others never.
     """
-    return torch.rand(shape, dtype=_finest_dtype(device), device=device, generator=generator)
-
-
-def _finest_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
 
 
 def gumbel_noise(logits: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -125,9 +121,9 @@ def cumulative_probabilities(logits: Tensor) -> Tensor:
     """Return the cumulative probabilities of the categories, from which `draw` draws.
 
     Returns:
-        Sums (..., K) without a gradient, in float64 if the device supports it.
+        Sums (..., K) without a gradient, in float64.
     """
-    return logits.detach().to(_finest_dtype(logits.device)).softmax(-1).cumsum(-1)
+    return logits.detach().double().softmax(-1).cumsum(-1)
 
 
 def draw(cumulative: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -181,7 +177,7 @@ def log_prob(logits: Tensor, z: Tensor) -> Tensor:
         Log-probabilities (S, B).
     """
     log_p = logits.log_softmax(-1)
-    if logits.dim() == 3 and z.shape[1] == 1:
+    if z.shape[1] == 1:
         return z.flatten(1).to(log_p.dtype) @ log_p.flatten(1).T
     return (z * log_p).sum((-2, -1))
 

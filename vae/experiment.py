@@ -237,7 +237,6 @@ def _evaluate_and_log(
         for name, value in reported.items()
         if name not in ("elbo", *CODE_TERMS)
     }
-    results = {name: value for name, value in results.items() if value is not None}
     training_run.logger.log_results(step, results)
     if run.logging.projected:
         images = data.test.images[: run.logging.projected]

@@ -32,11 +32,12 @@ class CategoricalVAE(nn.Module):
         image_shape: Height and width; D = height * width.
         output_bias: With "data_mean", the logit of each pixel's mean over the training images is
             added to the output of the decoder, so that an untrained model predicts roughly the
-            mean image. The decoder's own bias is trained, so this equals a last layer whose bias
-            starts at these logits, as in the public code of DisARM and of the papers that
-            compare with it (`--initialize_with_bias`).
-        center_input: Subtract the mean of the training images from the input of the encoder
-            (`--demean_input` in the same code).
+            mean image. The public code of DisARM, and of the papers that compare with it, starts
+            the trained bias of the last layer at these logits (`--initialize_with_bias`). With
+            MLP and Linear the two differ by torch's random initial bias; Conv has one bias for
+            all pixels, and here the logits are fixed.
+        center_input: Subtract the mean of the training images from the input of the encoder.
+            (`--demean_input` in the same code also maps the codes to -1 and 1.)
 
     `set_data_mean` sets the mean, which is stored with the weights. Until then the logits and the
     mean are zero.
@@ -118,7 +119,7 @@ class CategoricalVAE(nn.Module):
         pixel_logits = self._run(self.decoder, flat)
         if self.mean_logits is not None:
             pixel_logits = pixel_logits + self.mean_logits
-        return pixel_logits.reshape(*z.shape[:-2], -1)
+        return pixel_logits.reshape(*z.shape[:-2], pixel_logits.shape[-1])
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x | z) = x . l - sum softplus(l) with l = decode(z), in nats per image.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from vae.utils.validation import Count, frozen
 
@@ -46,7 +46,7 @@ class Networks(ABC):
 
     @abstractmethod
     def encoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
-        """Build a module from images (B, D) to logits (B, L)."""
+        """Build a module from images (B, D) to scores (B, L)."""
 
     @abstractmethod
     def decoder(self, image_shape: tuple[int, int], code_size: int) -> nn.Module:
@@ -81,17 +81,6 @@ class Linear(Networks):
         return nn.Linear(code_size, image_shape[0] * image_shape[1])
 
 
-class Reshape(nn.Module):
-    """Reshape each row of a batch: (B, ...) -> (B, *shape)."""
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, *self.shape)
-
-
 @frozen
 class Conv(Networks):
     """Two strided convolutions and one hidden layer of `hidden` units; the decoder mirrors them.
@@ -108,7 +97,7 @@ class Conv(Networks):
         height, width = self._check(image_shape)
         activation = ACTIVATIONS[self.activation]
         return nn.Sequential(
-            Reshape(1, height, width),
+            nn.Unflatten(1, (1, height, width)),
             nn.Conv2d(1, self.channels, 4, stride=2, padding=1),
             activation(),
             nn.Conv2d(self.channels, 2 * self.channels, 4, stride=2, padding=1),
@@ -127,7 +116,7 @@ class Conv(Networks):
             activation(),
             nn.Linear(self.hidden, self.channels * height * width // 8),
             activation(),
-            Reshape(2 * self.channels, height // 4, width // 4),
+            nn.Unflatten(1, (2 * self.channels, height // 4, width // 4)),
             nn.ConvTranspose2d(2 * self.channels, self.channels, 4, stride=2, padding=1),
             activation(),
             nn.ConvTranspose2d(self.channels, 1, 4, stride=2, padding=1),

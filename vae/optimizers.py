@@ -136,10 +136,12 @@ Variant = Literal["adam", "adamw", "radam"]
 
 
 class FusedAdam:
-    """Adam, AdamW or RAdam by torch's fused kernel, with the state_dict of torch.optim.Adam.
+    """Adam, AdamW or RAdam by torch's fused kernels, with the state_dict of torch.optim.Adam.
 
     The classes of torch.optim wrap the same kernels. They import torch's compiler, for 1.2 s and
-    150 MB, and cost 0.2 ms more per step. And torch has no fused RAdam: see `rectified`.
+    150 MB, and cost 0.2 ms more per step. And torch has no fused RAdam: on a CPU it is
+    computed by the kernel of Adam (see `rectified`), and on a GPU by torch's foreach kernels. All
+    parameters that have a gradient share one step count.
 
     Args:
         variant: The member of the family.
@@ -177,6 +179,8 @@ class FusedAdam:
         (group,) = self.param_groups
         pairs = zip(group["params"], self._state, strict=True)
         updated = [(p, state) for p, state in pairs if p.grad is not None]
+        if not updated:
+            return
         steps = [state["step"] for _, state in updated]
         lr, eps = group["lr"], group["eps"]
         tensors: dict[str, Any] = {
@@ -237,7 +241,9 @@ def _shapes(states: list[dict[str, Tensor]]) -> list[dict[str, torch.Size]]:
 def rectified(lr: float, eps: float, beta2: float, step: int) -> tuple[float, float]:
     """Return the learning rate and the eps that turn a step of Adam into one of RAdam.
 
-    With c = 1 - beta2^t, the step of RAdam is lr r m / (sqrt(v / c) + eps / sqrt(c)). That is
+    Let m be the first moment, corrected for its bias, v the second moment without a correction,
+    and r the rectification. With c = 1 - beta2^t, the step of RAdam is
+    lr r m / (sqrt(v / c) + eps / sqrt(c)). That is
     Adam's at lr r and eps / sqrt(c). As long as the variance of 1 / sqrt(v) is not finite (the
     first five steps at beta2 = 0.999) RAdam's step is lr m. That is Adam's with an eps that is so
     large that sqrt(v) vanishes beside it.

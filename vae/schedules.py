@@ -29,10 +29,6 @@ def _clamp(x: Value, low: float, high: float) -> Value:
     return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
 
 
-def _floor(x: Value) -> Value:
-    return x.floor() if isinstance(x, Tensor) else math.floor(x)
-
-
 def _cos(x: Value) -> Value:
     return x.cos() if isinstance(x, Tensor) else math.cos(x)
 
@@ -40,7 +36,7 @@ def _cos(x: Value) -> Value:
 def _interpolate(start: float, end: float, share: Value) -> Value:
     """Interpolate linearly, and exactly at both ends.
 
-    Rounding then cannot carry a value below the smaller of two ends that are not negative.
+    Between two ends that are not negative, no value is negative.
     """
     return start * (1 - share) + end * share
 
@@ -114,7 +110,7 @@ class Exponential(Schedule):
             )
 
     def __call__(self, step: Step) -> Value:
-        time = _floor(step / self.every) * self.every
+        time = step // self.every * self.every
         return _clamp(self.start * math.e ** (-self.rate * time), self.minimum, math.inf)
 
     @property

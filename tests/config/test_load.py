@@ -109,6 +109,21 @@ def test_a_run_folder_that_names_a_class_of_no_run_is_refused(run, target, key):
         vae.load(run)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data__root": "${oc.env:HOME}"},
+        {"model__networks": "${oc.create:{_target_: os.system}}"},
+        {"anything": {"nested": ["${seed}"]}},
+        {"anything": {"${seed}": 1}},
+    ],
+)
+def test_a_run_folder_with_an_interpolation_is_refused(run, changed):
+    change_config(run, **changed)
+    with pytest.raises(UserError, match="run folders may not use interpolations"):
+        vae.load(run)
+
+
 @pytest.mark.parametrize("text", ["", "a: [", "[]", "3", "data: 3", "\x00", "model: {a: ${b}}"])
 def test_a_damaged_configuration_is_refused_in_one_line(run, text):
     (run / CONFIG).write_text(text)

@@ -135,3 +135,8 @@ def test_to_float_divides_by_255_and_leaves_its_argument_unchanged():
     assert to_float(pixels).dtype == torch.float32
     assert torch.equal(to_float(pixels), torch.arange(256, dtype=torch.float32) / 255)
     assert torch.equal(pixels, torch.arange(256, dtype=torch.uint8))
+
+
+def test_to_float_refuses_pixels_that_are_floats_already():
+    with pytest.raises(TypeError, match=r"uint8 from 0 to 255, not torch\.float32"):
+        to_float(torch.rand(2, 784, dtype=torch.float32))

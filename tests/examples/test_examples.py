@@ -2,12 +2,25 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from vae.estimators import Exact
+
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"(\w+) +step +(\d+) +loss +([\d.]+) nats per image")
+
+
+def test_the_loss_of_the_example_accepts_codes_that_all_images_share():
+    example = runpy.run_path(str(ROOT / "examples" / "one_training_step.py"))
+    model, images = example["Autoencoder"](), torch.rand(3, example["PIXELS"])
+    logits = model.encode(images)
+    exact = Exact(limit=8**4)(logits, lambda codes: model.loss(images, codes), 0)
+    assert exact.shape == (3,)
 
 
 def test_one_training_step_prints_losses_that_fall():

@@ -148,6 +148,18 @@ def test_each_replica_has_a_temperature_and_a_beta_of_its_own(noise):
     assert_replicas_equal_runs_alone(make, [adam()] * REPLICAS, noise)
 
 
+def test_a_gradient_whose_norm_overflows_is_found_also_if_it_is_clipped():
+    objectives = [NegativeELBO(noise_model(seed), StraightThrough(1.0)) for seed in range(2)]
+    replicas = StackedObjectives(objectives, [adam()] * 2, clip=1.0)
+    for index, value in enumerate([1e200, 1.0]):  # the square of 1e200 is infinite
+        for parameter in objectives[index].parameters():
+            parameter.grad = torch.full_like(parameter, value)
+    replicas.clip_gradients()
+    losses = torch.ones(2, 3)
+    assert replicas.find_nonfinite(losses, "gradient") == [0]
+    assert replicas.find_nonfinite(losses, "loss") == []
+
+
 def test_the_gradient_of_each_replica_is_clipped_by_its_own_norm(noise):
     """The gradient of replica 0 is a thousand times as long as the gradients of the others."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.model import CategoricalVAE
-from vae.networks import ACTIVATIONS, Reshape
+from vae.networks import ACTIVATIONS
 from vae.tracking.pictures import modes
 
 Layer = dict[str, Any]
@@ -112,8 +112,8 @@ def _describe_layers(decoder: nn.Module) -> list[Layer]:
                 }
             )
             height, width = ((n - 1) * stride - 2 * padding + kernel for n in (height, width))
-        elif isinstance(module, Reshape):
-            _, height, width = module.shape
+        elif isinstance(module, nn.Unflatten):
+            _, height, width = module.unflattened_size
         elif repr(module) in _ACTIVATION_NAMES:
             layers.append({"type": _ACTIVATION_NAMES[repr(module)]})
         elif not isinstance(module, nn.Flatten):  # the page keeps all values flat

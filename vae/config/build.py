@@ -38,7 +38,7 @@ class TopLevelKeys:
     latents: Count
     categories: Annotated[int, Field(ge=2)]
     seed: Seed
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Literal["auto", "cpu", "cuda"]
     importance_samples: Count
     overfit: bool = False  # train on one batch, which the model must fit: see configs/debug
 
@@ -274,6 +274,4 @@ def _choose_device(name: str) -> torch.device:
 
 def _available_devices() -> list[str]:
     """Return the types of devices of this machine, the fastest first."""
-    cuda = ["cuda"] if torch.cuda.is_available() else []
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    return [*cuda, *mps, "cpu"]
+    return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]

@@ -148,11 +148,6 @@ class SavedRun:
             ) from error
 
 
-def load(folder: str | Path, which: Which | None = None) -> CategoricalVAE:
-    """Return a trained model of a run folder; see `SavedRun.model`."""
-    return SavedRun(folder).model(which)
-
-
 def total_steps(values: dict[str, Any]) -> int:
     """Return the number of steps that a configuration asks for.
 
@@ -182,7 +177,8 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Return the resolved configuration in a run folder.
 
     Raises:
-        UserError: The file is missing, damaged, or names a class that run folders may not use.
+        UserError: The file is missing or damaged, names a class that run folders may not use, or
+            holds an interpolation, which could read the environment or build any class.
     """
     file = folder / name
     try:
@@ -202,6 +198,8 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     for key in ("latents", "categories", "seed"):
         if not isinstance(values.get(key), int):
             raise UserError(f"{file} has no {key}")
+    if (text := next(_interpolations(values), None)) is not None:
+        raise UserError(f"{file} holds {text}, and run folders may not use interpolations")
     for target in foreign_targets(values):
         raise UserError(f"{file} names {target}, which is not a class that run folders may use")
     for group in ("model", "objective", "estimator"):
@@ -250,6 +248,17 @@ def _targets(node: object) -> Iterator[object]:
     if isinstance(node, list):
         for value in node:
             yield from _targets(value)
+
+
+def _interpolations(node: object) -> Iterator[str]:
+    """Yield every key and value of a configuration that OmegaConf would interpolate."""
+    if isinstance(node, dict):
+        node = [*node.keys(), *node.values()]
+    if isinstance(node, list):
+        for value in node:
+            yield from _interpolations(value)
+    if isinstance(node, str) and "${" in node:
+        yield node
 
 
 def _is_part_of_runs(target: object) -> bool:

@@ -132,7 +132,7 @@ def _has_gpu() -> bool:
         return False
     import torch
 
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return torch.cuda.is_available()
 
 
 def temporary_folder() -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vae.data.source import Binarize, Source, Split, pixel_means
 
-_REPEATS = 50  # an epoch has so many steps, because every epoch ends with an evaluation
+_REPEATS = 50  # steps in an epoch; with one step, each step would be followed by an evaluation
 
 
 @dataclass(frozen=True)

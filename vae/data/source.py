@@ -139,14 +139,21 @@ def digest(data: DataSet) -> str:
 def pixel_means(images: Tensor) -> Tensor:
     """Return the mean of each pixel over the images: uint8 (n, D) -> (D,) in [0, 1].
 
-    The sums are integers, so the result is the same on every device.
+    The sums are integers and the division is done on the CPU, so the result is the same on every
+    device.
     """
     total = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
     for part in images.split(1_000):  # to save memory: the sum first converts to int64
         total += part.sum(0)
-    return total.to(torch.float32) / (255 * len(images))
+    return (total.cpu().to(torch.float32) / (255 * len(images))).to(images.device)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 pixels to float32 in [0, 1]."""
+    """Convert uint8 pixels to float32 in [0, 1].
+
+    Raises:
+        TypeError: The pixels are not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images are uint8 from 0 to 255, not {images.dtype}")
     return images.to(torch.float32).div_(255)

@@ -61,7 +61,7 @@ def antithetic_codes(logits: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     at a position if u_s is below the position's share h of the rest of the stick. The numbers u_s
     of a position are uniform and antithetic: for two codes u and 1 - u, and in general
     u_s = (1 - d_s)^(S - 1) with d from the flat Dirichlet distribution. The last position always
-    breaks. In this order the share of the position before it is at most a half, and all other
+    breaks. In this order the share of the last position but one is at most a half, and all other
     shares are at most a third, so that the weights stay below 2 without clipping.
 
     Args:
@@ -90,8 +90,8 @@ def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     log_p, order = logits.log_softmax(-1).sort(-1)  # ascending
     rest = log_p.flip(-1).logcumsumexp(-1).flip(-1)  # log of the length of the rest of the stick
-    h = (log_p - rest).exp()  # the clamp catches rounding
-    return torch.cat([h[..., :-1].clamp_max(0.5), torch.ones_like(h[..., :1])], -1), order
+    h = (log_p - rest).exp()[..., :-1].clamp_max(0.5)  # rounding can exceed a half
+    return torch.cat([h, torch.ones_like(log_p[..., :1])], -1), order
 
 
 def _first_breaks(h: Tensor, samples: int) -> Tensor:

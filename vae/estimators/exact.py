@@ -32,7 +32,8 @@ class Exact(Estimator):
         if categories**latents > self.limit:
             raise ValueError(
                 f"Exact enumerates all categories**latents codes, and {categories}**{latents} is "
-                f"more than its limit of {self.limit}"
+                f"more than its limit of {self.limit}; use fewer latents or categories, "
+                "or another estimator"
             )
 
     def forward(self, logits: Tensor, f: CodeFunction, step: Step) -> Tensor:

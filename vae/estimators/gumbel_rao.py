@@ -30,7 +30,8 @@ class GumbelRao(RaoBlackwellized):
     with the mean over `inner_samples` draws of G.
 
     Bias: the same as straight-through Gumbel, and the variance is never larger. With one inner
-        sample it is straight-through Gumbel; as tau falls to 0 it tends to ReinMax at tau = 1.
+        sample it is straight-through Gumbel. The exact mean over G tends to ReinMax at tau = 1 as
+        tau falls to 0; a smaller tau needs more inner samples.
     Value: an unbiased estimate of L.
     Cost: one evaluation of f per sample, and K products per category for each inner sample.
     Reference: Paulus, Maddison & Krause (2021), https://arxiv.org/abs/2010.04838.
@@ -55,7 +56,7 @@ class ReinMaxRao(RaoBlackwellized):
     Bias: yes.
     Value: an unbiased estimate of L.
     Cost: one evaluation of f per sample, and K products per category for each inner sample.
-    Reference: Beyond ReinMax (2026), https://arxiv.org/abs/2603.08257.
+    Reference: Wang & Bui (2026), https://arxiv.org/abs/2603.08257.
 
     Args:
         temperature: tau of J_GR, a number or a schedule, greater than 0.

@@ -98,7 +98,7 @@ class _WithGradient(torch.autograd.Function):
 def _system(p: Tensor, tau_p: Tensor) -> Tensor:
     """Return the symmetric matrix A of A V = R J, in the notation of `_pull`.
 
-    In float64, because the smallest singular value of A falls like 3 / tau.
+    In float64, because the smallest singular value of A falls like 1 / tau.
 
     Args:
         p: Probabilities (B, N, K).

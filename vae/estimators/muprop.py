@@ -42,8 +42,9 @@ class MuProp(ScoreFunction):
         samples: S.
         coefficient: alpha, or "adaptive" for the alpha of the least variance of the gradient in
             the logits, from moving averages over past steps. It is 0 in the first step.
-        variance_normalization: Decay of the average of the squared signal whose root divides the
-            gradient; None for no normalisation. See `ScoreFunction`.
+        variance_normalization: Weight of the past in the moving average of the squared signal,
+            whose root divides the encoder's gradient; None for no normalisation. See
+            `ScoreFunction`.
     """
 
     covariance: Tensor

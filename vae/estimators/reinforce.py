@@ -27,8 +27,9 @@ class Reinforce(ScoreFunction):
 
     Args:
         samples: S, at least 2.
-        variance_normalization: Decay of the deviation that divides the gradient; None for no
-            normalisation. See `ScoreFunction`.
+        variance_normalization: Weight of the past in the moving average of the squared signal,
+            whose root divides the encoder's gradient; None for no normalisation. See
+            `ScoreFunction`.
     """
 
     @validated
@@ -61,8 +62,9 @@ class ReinforceMovingAverage(ScoreFunction):
 
     Args:
         decay: Weight of the past in the average, for each step in training mode.
-        variance_normalization: Decay of the deviation that divides the gradient; None for no
-            normalisation. See `ScoreFunction`.
+        variance_normalization: Weight of the past in the moving average of the squared signal,
+            whose root divides the encoder's gradient; None for no normalisation. See
+            `ScoreFunction`.
     """
 
     average: Tensor
@@ -120,8 +122,9 @@ class ReinforceLearnedBaseline(ReinforceMovingAverage):
         categories: K.
         hidden: Units of the network's hidden layer.
         decay: Weight of the past in the average, for each step in training mode.
-        variance_normalization: Decay of the deviation that divides the gradient; None for no
-            normalisation. See `ScoreFunction`.
+        variance_normalization: Weight of the past in the moving average of the squared signal,
+            whose root divides the encoder's gradient; None for no normalisation. See
+            `ScoreFunction`.
     """
 
     @validated

@@ -9,7 +9,7 @@ from vae.utils.validation import Decay, validated
 
 
 class ScoreFunction(Estimator):
-    """A score function that may divide the gradient of the logits by a moving deviation.
+    """A score function (REINFORCE) that can normalise the encoder's gradient by its recent size.
 
     The learning signal is the factor of the score: f minus its baseline and control variate. Let
     sigma be the root of a moving average of the squared signal over past steps. Variance

@@ -12,9 +12,9 @@ class StraightThroughArgmax(Pathwise):
 
     Gradient in the logits: g. There is no noise and no temperature.
 
-    Bias: yes, in two ways, because the identity is not the Jacobian of a softmax. The gradient
-        does not sum to zero over the categories, so the logits drift in the direction that
-        softmax ignores. And the gradient does not shrink as q becomes certain.
+    Bias: yes. g is taken at the mode of q and not at samples. And the identity is not the Jacobian
+        of a softmax: the gradient does not sum to zero over the categories, so the logits drift
+        in the direction that softmax ignores, and it does not shrink as q becomes certain.
     Value: no estimate of L. The code is the mode of q and not a sample, so "distortion + KL" is
         not a bound; the bound that fits such an encoder is `elbo_map` in vae.evaluation.
     Cost: one evaluation of f.

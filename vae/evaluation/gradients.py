@@ -31,7 +31,9 @@ _REFERENCE_SAMPLES = 200  # codes of each image in one unbiased estimate of the 
 class GradientQuality(NamedTuple):
     """Quality of a gradient, relative to the norm of the true gradient g of the batch.
 
-    h is one draw: the gradient of one training step.
+    h is one draw, as one training step makes it: the gradient of the distortion, without the KL
+    and before variance normalisation. A number is NaN if the noise of the estimates of g hides
+    its norm; more images help.
     """
 
     bias: float  # |E h - g| / |g|, without the noise of the draws; 0 if the noise hides it
@@ -227,15 +229,9 @@ def _distance(rows: Tensor) -> tuple[Tensor, Tensor]:
 @contextmanager
 def seeded_rng(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators inside the context, and restore their states on exit."""
-    # fork_rng does not restore the generator of MPS.
-    mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Probe(NamedTuple):
 def linear_probe(model: CategoricalVAE, train: Split, test: Split) -> Probe:
     """Fit a softmax regression from the most probable code, one-hot, to the label.
 
-    The regression maximises the likelihood of the training labels less the penalty |W|^2 / 2,
+    The regression maximises the log-likelihood of the training labels less the penalty |W|^2 / 2,
     scikit-learn's default.
 
     Args:

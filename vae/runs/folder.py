@@ -69,8 +69,10 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             raise UserError(f"{folder}: another process is using this run folder") from error
         log.info("%s: waiting for another process, which is using this run folder", folder)
         lock.acquire()
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def remove_if_empty(folder: Path) -> None:

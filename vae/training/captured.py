@@ -1,6 +1,6 @@
 """A training step that is recorded once as a CUDA graph and then replayed.
 
-It has run on NVIDIA H200 GPUs with torch 2.11, with every estimator and objective.
+docs/performance.md says on which GPUs it has run.
 """
 
 import logging

@@ -114,7 +114,9 @@ def optimize(
 
 def _seeded_generators(runs: Sequence[TrainingRun], data: DataSet) -> list[torch.Generator]:
     device = data.train.images.device
-    if device.type != "cpu":  # there, equal seeds would give noise and batches the same stream
+    # With equal seeds, a GPU would give noise and batches the same stream. On the CPU the weights
+    # are drawn first, so that the noise continues the stream at another place.
+    if device.type != "cpu":
         torch.manual_seed(runs[0].seed ^ _NOISE)
     return [torch.Generator(device).manual_seed(run.seed) for run in runs]
 

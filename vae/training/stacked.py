@@ -20,8 +20,9 @@ class StackedObjectives:
     """R objectives that differ in weights, batches, noise and schedules, and their optimizers.
 
     Parameters and buffers are stacked, and each objective keeps views of its slices, so changing
-    an objective in place changes the stack. The gradient of a replica does not depend on the other
-    replicas. A single objective is called without stacking.
+    an objective in place changes the stack. All settings other than schedules are those of the
+    first objective. The gradient of a replica does not depend on the other replicas. A single
+    objective is called without stacking.
 
     Attributes:
         optimizers: One optimizer per replica.
@@ -141,7 +142,7 @@ class StackedObjectives:
             index
             for index, loss in enumerate(means[:, 0].tolist())
             if not math.isfinite(loss)
-            or (check == "gradient" and not _norm(self.objectives[index]).isfinite())
+            or (check == "gradient" and not math.isfinite(self.gradient_norm(index)))
         ]
 
     def add_to_sums(self, means: Tensor, skipped: list[int]) -> None:
