@@ -31,6 +31,18 @@ def run_of_seed(sweep: Path, seed: int) -> Path:
     return folder
 
 
+def change_config(folder: Path, changes: dict[str, str]) -> None:
+    """Replace texts in the configuration of a run, and assert that it has them."""
+    text = (folder / "config.yaml").read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "config.yaml").write_text(text)
+
+
+ON_ONE_BATCH = {"importance_samples: 2\n": "importance_samples: 2\noverfit: true\n"}
+
+
 def measured_numbers(table: pd.DataFrame, which: str) -> dict[str, Any]:
     """Return the numbers of the best or the last model of the only run in a table."""
     (row,) = table[table["run", "model"] == which]["measured"].to_dict("records")
@@ -79,6 +91,39 @@ def test_cached_numbers_are_used_until_samples_or_checkpoints_change(sweep, monk
     pd.testing.assert_frame_equal(collect([folder], data_cache, 3), after)
 
 
+def test_run_that_was_trained_on_one_batch_has_other_images_than_a_run_with_the_same_data(sweep):
+    change_config(run_of_seed(sweep, 1), ON_ONE_BATCH)
+    data_cache = DataCache()
+    for seed, images in ((0, 500), (1, 100), (2, 500)):
+        data, _ = data_cache.get(SavedRun(run_of_seed(sweep, seed)))
+        assert len(data.test) == images
+
+
+def test_runs_with_the_same_data_share_the_images(sweep):
+    data_cache = DataCache()
+    first, second = (data_cache.get(SavedRun(run_of_seed(sweep, seed))) for seed in (0, 1))
+    assert first is second
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"importance_samples: 2": "importance_samples: x"}, "importance_samples='x' is not a"),
+        ({"importance_samples: 2": "importance_samples: 0"}, "importance_samples=0 is not a"),
+        (ON_ONE_BATCH | {"  batch_size: 100\n": ""}, "training.batch_size is missing"),
+    ],
+)
+def test_run_with_a_wrong_setting_of_its_evaluation_is_refused_in_one_line(
+    sweep, changes, message
+):
+    folder = run_of_seed(sweep, 0)
+    change_config(folder, changes)
+    errors: list[Exception] = []
+    assert collect([folder], DataCache(), None, lambda _, error: errors.append(error)).empty
+    (error,) = errors
+    assert message in str(error) and "\n" not in str(error)
+
+
 def test_run_is_measured_even_if_the_numbers_cannot_be_cached(sweep, monkeypatch, caplog):
     def raise_error(*_: object) -> None:
         raise OSError("no space left on device")
@@ -104,8 +149,7 @@ def test_status_of_a_run_follows_from_its_files(sweep, status, has_summary, expe
 
 
 def test_probe_is_trained_on_images_that_are_binarised_like_the_test_images(sweep, monkeypatch):
-    config = run_of_seed(sweep, 0) / "config.yaml"
-    config.write_text(config.read_text().replace("binarize: none", "binarize: dynamic"))
+    change_config(run_of_seed(sweep, 0), {"binarize: none": "binarize: dynamic"})
     images = []
 
     def record_images(model, train, test):

@@ -1,19 +1,19 @@
 """Read run folders, measure their models, and collect everything in one tidy table."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from vae.config.describe import describe_settings, method_name
 from vae.config.load import SavedRun
-from vae.data import DataSet, Split, digest, evaluation_images
+from vae.data import DataSet, Source, Split, digest, evaluation_images
 from vae.evaluation import data_title, evaluate_bounds
 from vae.evaluation.probe import linear_probe
-from vae.runs.folder import ENVIRONMENT, EVALUATION, SUMMARY
+from vae.runs.folder import CONFIG, ENVIRONMENT, EVALUATION, SUMMARY
 from vae.runs.status import read_status
 from vae.tracking.metrics import read_metrics
 from vae.training.checkpoint import Which
@@ -36,7 +36,7 @@ class DataCache:
     def __init__(self, root: str | None = None) -> None:
         """Take a torchvision root to read from; by default each run's own root is used."""
         self._root = root
-        self._data_sets: dict[str, tuple[DataSet, str]] = {}
+        self._data_sets: dict[Source, tuple[DataSet, str]] = {}
 
     def get(self, run: SavedRun) -> tuple[DataSet, str]:
         """Return the data set that a run was trained on, and the digest of its images.
@@ -44,11 +44,11 @@ class DataCache:
         Raises:
             UserError: The data set cannot be read.
         """
-        key = json.dumps(run.values["data"], sort_keys=True)
-        if key not in self._data_sets:
-            data = run.data(self._root)
-            self._data_sets[key] = data, digest(data)
-        return self._data_sets[key]
+        source = run.source(self._root)
+        if source not in self._data_sets:
+            data = source.load(torch.device("cpu"))
+            self._data_sets[source] = data, digest(data)
+        return self._data_sets[source]
 
 
 def collect(
@@ -87,6 +87,11 @@ def collect(
     def measure(run: SavedRun) -> tuple[str, dict[Which, Numbers]]:
         data, images_digest = data_cache.get(run)
         samples = importance_samples or run.values.get("importance_samples", 100)
+        if not isinstance(samples, int) or samples < 1:
+            raise UserError(
+                f"{run.folder / CONFIG}: importance_samples={samples!r} is not a whole number of "
+                "1 or more"
+            )
         return data_title(data, samples), _measure_or_load(run, data, images_digest, samples)
 
     return _collect(folders, measure, on_error)

@@ -121,10 +121,23 @@ class SavedRun:
         Raises:
             UserError: The data set cannot be read.
         """
+        return self.source(root).load(torch.device("cpu"))
+
+    def source(self, root: str | None = None) -> Source:
+        """Build the source of the data set, which is not read yet.
+
+        Sources that are equal have the same images.
+
+        Args:
+            root: As in `data`.
+
+        Raises:
+            UserError: The settings of the data are not valid.
+        """
         values = self.values
         if root is not None and "root" in values["data"]:
             values = values | {"data": values["data"] | {"root": root}}
-        return build_source(values).load(torch.device("cpu"))
+        return build_source(values)
 
     def total_steps(self) -> int:
         """Return the number of steps that the configuration asks for."""
@@ -165,11 +178,12 @@ def build_source(values: dict[str, Any]) -> Source:
     """Build the source of the images that a configuration describes.
 
     Raises:
-        UserError: The settings of the data are not valid.
+        UserError: The settings of the data are not valid; with `overfit`, also those of training.
     """
     source = build(values, "data", Source)
     if values.get("overfit"):
-        return OneBatch(source, min(values["training"]["batch_size"], source.train_size))
+        batch_size = build(values, "training", TrainingConfig).batch_size
+        return OneBatch(source, min(batch_size, source.train_size))
     return source
 
 
