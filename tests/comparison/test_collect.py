@@ -162,6 +162,14 @@ def test_probe_is_trained_on_images_that_are_binarised_like_the_test_images(swee
     assert all(set(pixels.unique().tolist()) == {0, 255} for pixels in images)
 
 
+def test_run_on_a_single_image_is_measured_without_a_probe(sweep):
+    changes = ON_ONE_BATCH | {"  batch_size: 100\n": "  batch_size: 1\n"}
+    change_config(run_of_seed(sweep, 0), changes)
+    numbers = measured_numbers(collect([run_of_seed(sweep, 0)], DataCache()), "last")
+    assert numbers["elbo"] < 0
+    assert numbers["accuracy"] is numbers["nll"] is None
+
+
 def test_configuration_cut_at_any_byte_is_read_or_refused_in_one_line(trained, tmp_path):
     folder = Path(shutil.copytree(run_of_seed(trained, 0), tmp_path / "run"))
     data_cache = DataCache()

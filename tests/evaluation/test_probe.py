@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from vae.data import Mnist5k, to_float
+from vae.data import Mnist5k, Split, to_float
 from vae.evaluation.probe import linear_probe
 from vae.model import CategoricalVAE
 from vae.networks import MLP
@@ -41,3 +41,25 @@ def test_probe_is_logistic_regression_of_scikit_learn_on_the_most_probable_codes
     assert probe.nll == pytest.approx(log_loss(labels, probabilities), rel=0.01)
     assert 0.1 < probe.accuracy < 1
     assert 0 < probe.nll < math.log(10)
+
+
+@pytest.mark.parametrize(
+    ("train_labels", "test_labels", "is_measured"),
+    [
+        ([0, 1, 2], [0, 2], True),
+        ([3, 3, 3], [3], False),  # one class
+        ([0, 1, 1], [0, 2], False),  # a class of the test images is missing
+    ],
+)
+def test_probe_without_enough_classes_in_its_training_images_has_no_numbers(
+    train_labels, test_labels, is_measured
+):
+    networks = MLP(encoder_sizes=[16], decoder_sizes=[16], activation="relu")
+    model = CategoricalVAE(networks, latents=2, categories=4)
+    train, test = (
+        Split(torch.zeros(len(labels), 784, dtype=torch.uint8), torch.tensor(labels))
+        for labels in (train_labels, test_labels)
+    )
+    assert [not math.isnan(number) for number in linear_probe(model, train, test)] == (
+        [is_measured] * 2
+    )

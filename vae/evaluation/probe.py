@@ -1,5 +1,6 @@
 """Linear probe: how well a linear classifier predicts the digit from the code."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -35,7 +36,14 @@ def linear_probe(model: CategoricalVAE, train: Split, test: Split) -> Probe:
         model: The model, whose encoder gives the codes.
         train: Images and labels to fit the regression to.
         test: Images and labels to measure the regression on.
+
+    Returns:
+        The quality. Both numbers are NaN if the training images are all of one class, or if they
+        lack a class of the test images.
     """
+    known, tested = train.labels.unique(), test.labels.unique()
+    if len(known) < 2 or not torch.isin(tested, known).all():
+        return Probe(math.nan, math.nan)
     classifier = LogisticRegression(max_iter=_ITERATIONS)
     with warnings.catch_warnings():
         # An unconverged fit is accepted after 500 iterations.
