@@ -284,7 +284,7 @@ def test_runs_that_do_not_count_are_named_with_the_reason(measured, tmp_path, ev
     (one / "status.json").write_text('{"status": "interrupted"}')
     status, _, errors = evaluate(sweep, *options)
     assert status == 0
-    assert complaints(errors) == [
+    assert [line for line in complaints(errors) if line.startswith("not counted")] == [
         f"not counted, unfinished: {one}",
         f"not counted, a second time seed 1: {copy}",
     ]
@@ -309,14 +309,25 @@ def test_links_to_runs_are_followed_and_links_that_lead_nowhere_are_named(
         assert [row["n"] for row in rows] == [3, 3]
 
 
-def test_runs_without_a_pair_in_the_baseline_are_named(measured, tmp_path, evaluate):
+@pytest.mark.parametrize(
+    ("options", "has_differences"),
+    [
+        (["--baseline", "straight_through", "--format", "csv"], True),
+        (["--format", "table"], True),  # the differences to the best group
+        (["--format", "csv"], False),
+        (["--runs"], False),
+    ],
+)
+def test_runs_without_a_pair_in_a_difference_of_the_table_are_named(
+    measured, tmp_path, evaluate, options, has_differences
+):
     sweep = Path(shutil.copytree(measured, tmp_path / "sweep"))
     shutil.rmtree(first_run(sweep))
     (alone,) = sweep.glob("reinforce_*seed0*")
-    status, _, errors = evaluate(sweep, "--baseline", "straight_through", "--format", "csv")
+    status, _, errors = evaluate(sweep, *options)
     assert status == 0
     reason = "not in a difference, because straight_through lacks the seed"
-    assert complaints(errors) == [f"{reason}: {alone}"]
+    assert complaints(errors) == [f"{reason}: {alone}"] * has_differences
 
 
 def test_tables_of_data_without_the_baseline_are_named(measured, tmp_path, evaluate):

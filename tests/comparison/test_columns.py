@@ -45,6 +45,16 @@ def test_short_table_has_the_bounds_and_the_difference_in_the_order_of_importanc
     assert "best seed" in table.table
 
 
+def test_short_table_has_the_number_of_pairs_if_a_difference_is_over_fewer_seeds_than_its_group():
+    without_a_seed = layout(*two_groups()[1:], baseline="straight_through_gumbel")
+    text = render_short({"digits": without_a_seed}, None, MORE)
+    assert headings(text)[4:7] == ["difference", "pairs", "IW bound"]
+    assert text.splitlines()[-1].split()[:2] == ["reinmax", "3"]
+    assert without_a_seed.table["pairs"].tolist() == ["0", "2"]
+    without_a_pair = layout(run("a", 0), run("b", 1), baseline="a")
+    assert "pairs" not in headings(render_short({"digits": without_a_pair}, None, MORE))
+
+
 def test_bound_that_orders_the_groups_comes_first_in_the_short_table():
     table = layout(*two_groups(), ranked_by="log_likelihood", baseline="reinmax")
     assert headings(render_short({"digits": table}, None, MORE)) == [

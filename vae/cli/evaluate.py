@@ -230,7 +230,13 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
         _complain("nothing could be compared")
         return 1
     baselines = _find_baselines(comparisons, arguments.baseline)
-    _complain_all(partial_runs(comparisons, selection, baselines))
+    shown_baselines = baselines
+    if arguments.format in _FORMATS_FOR_PEOPLE and not arguments.per_run:
+        # Without a baseline, these tables have the differences to the best group.
+        labels = {title: comparison.labels() for title, comparison in comparisons.items()}
+        best_groups = {title: names[0] for title, names in labels.items() if names}
+        shown_baselines = best_groups | baselines
+    _complain_all(partial_runs(comparisons, selection, shown_baselines))
     groups = {
         title: group_table(comparison, selection, baselines.get(title))
         for title, comparison in comparisons.items()
@@ -246,11 +252,9 @@ def _compare_bounds(arguments: argparse.Namespace) -> int:
         }
         text = _render_for_people(layouts, arguments)
     else:
-        # Without a baseline, the differences are those to the best group.
         layouts = {
-            title: group_layout(group_table(comparison, selection, baseline))
+            title: group_layout(group_table(comparison, selection, shown_baselines.get(title)))
             for title, comparison in comparisons.items()
-            for baseline in [baselines.get(title) or next(iter(comparison.labels()), None)]
         }
         text = _render_for_people(layouts, arguments)
     try:

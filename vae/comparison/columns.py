@@ -33,7 +33,8 @@ def group_layout(groups: pd.DataFrame) -> Layout:
     """Return the layout of a group table.
 
     The labels are the settings that differ and the number of seeds. The short table adds the bound
-    that orders the groups, the difference to the baseline, the other bounds and the note.
+    that orders the groups, the difference to the baseline, the other bounds and the note. If the
+    difference of a group is over fewer seeds than the group has, the number of pairs follows it.
     """
     table, names = readable(groups), readable_names(groups)
     labels = [*(part(groups, "setting") if "setting" in groups else ["group"]), "n"]
@@ -41,6 +42,9 @@ def group_layout(groups: pd.DataFrame) -> Layout:
     compared = [heading(ranked_by), "95 %"]
     if "difference" in groups:
         compared += [names["difference"], names["difference_low"]]
+        pairs = groups["difference", "pairs"]
+        if ((pairs > 0) & (pairs < groups["n", ""])).any():
+            compared.append(names["pairs"])
     short = [*compared, *_headings(BOUNDS), "note"]
     return _layout(table, labels, short, {"group": labels[0]} | names)
 
