@@ -68,6 +68,31 @@ def test_a_second_call_replaces_the_means_of_the_first(tmp_path):
     assert curves["elbo/train"] == [(40, -5.0), (80, -5.0)]
 
 
+def test_means_of_groups_that_no_longer_exist_are_removed(tmp_path):
+    """A sweep that is repeated with another setting has other labels."""
+    write(tmp_path, [run("reinmax"), run("disarm")], [[-1.0], [-2.0]])
+    of_the_user = [
+        tmp_path / "means" / name for name in ("disarm/notes.txt", "other/x.tfevents.y")
+    ]
+    for file in of_the_user:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "means" / "reinmax").rename(elsewhere)
+    (tmp_path / "means" / "link").symlink_to(elsewhere)
+    write(tmp_path, [run("rebar")], [[-3.0]])
+    write(tmp_path, [run("muprop")], [[-3.0]])
+    assert subfolders(tmp_path / "means") == ["disarm", "link", "muprop", "other"]
+    assert all(file.exists() for file in of_the_user)
+    assert len([*elsewhere.iterdir()]) == 1
+
+
+def test_means_of_an_earlier_data_set_are_removed_if_there_are_several_data_sets(tmp_path):
+    write(tmp_path, [run()], [[-1.0]])
+    write(tmp_path, [run(data="digits"), run(data="letters")], [[-1.0], [-2.0]])
+    assert subfolders(tmp_path / "means") == ["digits", "letters"]
+
+
 def test_data_sets_have_folders_of_their_own(tmp_path):
     write(tmp_path, [run(data="digits, m = 5"), run(data="letters")], [[-4.0], [-8.0]])
     folders = {"digits, m = 5": -4.0, "letters": -8.0}

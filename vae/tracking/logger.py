@@ -196,13 +196,18 @@ class ReplicaMeanWriter(AbstractContextManager["ReplicaMeanWriter"]):
     tab shows them as a band. Use the writer as a context manager.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, suffix: str = "") -> None:
         """Open the files of runs that start at `step`, and discard points logged after `step`.
+
+        Args:
+            folder: Where the files are written.
+            step: The step.
+            suffix: The end of the name of the event file.
 
         Raises:
             OSError: The folder cannot be written to.
         """
-        self._writer = SummaryWriter(folder, purge_step=step + 1)
+        self._writer = SummaryWriter(folder, purge_step=step + 1, filename_suffix=suffix)
         margin = {
             name: ["Margin", [tag_of(name), f"seeds/{name}_low", f"seeds/{name}_high"]]
             for name in BANDS
