@@ -11,6 +11,7 @@ from vae.comparison.gradients import measure
 from vae.config.load import SavedRun
 from vae.estimators import Exact, ReinMax
 from vae.tracking.metrics import read_metrics
+from vae.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -29,12 +30,23 @@ def test_gradient_along_training_is_in_the_metrics_of_a_run(folder):
     assert (metrics["gradient/bias_error"] > 0).all()
 
 
-def test_all_estimators_are_those_of_the_option_files_and_fit_the_codes_of_a_run(folder):
+def test_all_estimators_are_those_of_the_option_files_except_the_exact_one(folder):
     run = SavedRun(folder)
     estimators = build_estimators(expand_names(["all"]), run)
-    assert set(estimators) == set(option_names("estimator"))
-    for estimator in estimators.values():
-        estimator.check(run.values["latents"], run.values["categories"])
+    assert set(estimators) == {*option_names("estimator")} - {"exact"}
+
+
+def test_estimators_that_cannot_handle_the_codes_of_a_run_are_refused(folder):
+    run = SavedRun(folder)
+    assert set(build_estimators(["exact:limit=16"], run)) == {"exact:limit=16"}
+    with pytest.raises(UserError, match=r"--estimators exact:limit=15: .*4\*\*2 is more than"):
+        build_estimators(["exact:limit=15"], run)
+
+
+def test_setting_of_an_estimator_without_a_value_is_refused_in_one_line(folder):
+    with pytest.raises(UserError, match="an override needs a value, as in") as caught:
+        build_estimators(["reinmax:temperature"], SavedRun(folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_run_is_measured_with_the_estimator_of_its_training_by_default(folder):

@@ -21,14 +21,17 @@ _SEED = 60_000  # of the initial weights of learned baselines and control variat
 
 
 def expand_names(names: Iterable[str]) -> list[str]:
-    """Return the names of estimators; `all` stands for all options.
+    """Return the names of estimators; `all` stands for all options except `exact`.
+
+    `exact` is what all others are compared with, and large codes cannot be enumerated.
 
     Raises:
         UserError: There is no option with such a name.
     """
     options = list(option_targets("estimator"))
+    measured = [option for option in options if option != "exact"]
     names = list(
-        dict.fromkeys(n for name in names for n in (options if name == "all" else [name]))
+        dict.fromkeys(n for name in names for n in (measured if name == "all" else [name]))
     )
     for name in names:
         option = name.partition(":")[0]
@@ -50,7 +53,8 @@ def build_estimators(names: Iterable[str], run: SavedRun) -> dict[str, Estimator
         The estimators by name.
 
     Raises:
-        UserError: A setting does not exist or is not valid.
+        UserError: A setting does not exist or is not valid, or an estimator cannot handle codes of
+            this size.
     """
     sizes = [f"{key}={run.values[key]}" for key in ("latents", "categories")]
     estimators = {}
@@ -65,4 +69,8 @@ def build_estimators(names: Iterable[str], run: SavedRun) -> dict[str, Estimator
         values = {"estimator": bind_schedules(node, run.total_steps())}
         with seeded_rng(torch.device("cpu"), _SEED):
             estimators[name] = build(values, "estimator", Estimator)
+        try:
+            estimators[name].check(run.values["latents"], run.values["categories"])
+        except ValueError as error:
+            raise UserError(f"--estimators {name}: {run.folder}: {error}") from error
     return estimators

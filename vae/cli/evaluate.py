@@ -339,7 +339,7 @@ def _compare_gradients(arguments: argparse.Namespace) -> int:
         unmeasured = pd.DataFrame(columns=[*labels, *GradientQuality._fields])
         choose({"": row_layout(unmeasured, labels)}, arguments.columns)
     names = expand_names(arguments.estimators) if arguments.estimators else None
-    if names and len(names) > 1 and "exact" in names:
+    if names and len(names) > 1 and any(name.split(":")[0] == "exact" for name in names):
         _complain(_NOT_MEASURED)
     data_cache = DataCache(arguments.data_root)
     rows: list[dict[str, object]] = []

@@ -41,8 +41,6 @@ def describe_hydra_error(error: Exception, arguments: Sequence[str]) -> Failure 
         arguments: The arguments of the command line.
     """
     text = str(error)
-    if isinstance(error, OverrideParseException):
-        return Failure(2, _parse_error(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return Failure(2, _swept_group(error, arguments) or one_line(error))
     settings = [word for word in arguments if word.lstrip("+").startswith(_LAUNCHING)]
@@ -70,6 +68,8 @@ def describe_hydra_error(error: Exception, arguments: Sequence[str]) -> Failure 
 def one_line(error: Exception) -> str:
     """Return what is wrong with an override or a yaml file, and the most similar valid name."""
     message = str(error)
+    if isinstance(error, OverrideParseException):
+        return _parse_error(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if option in _EXTRAS:
