@@ -374,10 +374,12 @@ def test_differences_are_paired_by_seed():
     ("description", "found"),
     [
         ("b", "b"),
+        (" b , shared = 3", "b"),
         ("estimator=b", "b"),
         ("estimator=a,latents=8", "a latents=8"),
         ("a,latents=8.0", "a latents=8"),
         ("8e0", "a latents=8"),
+        (" a latents=8 ", "a latents=8"),
         ("b,shared=3", "b"),
     ],
 )

@@ -9,7 +9,6 @@ With --gradients, the gradients that estimators give the encoder are measured in
 
 import argparse
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from functools import partial
@@ -201,9 +200,10 @@ def _columns(word: str) -> list[str]:
 
 
 def _estimators(word: str) -> list[str]:
-    if not all(part.strip() for part in re.split("[,:]", word)):
+    names = [[part.strip() for part in name.split(":")] for name in word.split(",")]
+    if not all(map(all, names)):
         raise argparse.ArgumentTypeError(f"'{word}' lacks the name of an estimator or a setting")
-    return word.split(",")
+    return [":".join(parts) for parts in names]
 
 
 def _compare_bounds(arguments: argparse.Namespace) -> int:

@@ -214,7 +214,7 @@ def find_group(comparison: Comparison, description: str) -> str:
     Raises:
         UserError: The description does not fit exactly one group.
     """
-    words = [word.partition("=") for word in description.split(",")]
+    words = [[text.strip() for text in word.partition("=")] for word in description.split(",")]
 
     def fits(label: str) -> bool:
         shown = comparison.settings.loc[label].to_dict()
@@ -229,7 +229,7 @@ def find_group(comparison: Comparison, description: str) -> str:
         )
 
     labels = list(comparison.settings.index)
-    found = [label for label in labels if label == description or fits(label)]
+    found = [label for label in labels if label == description.strip() or fits(label)]
     if len(found) != 1:
         count, names = len(found) or "none", "; ".join(found or labels)
         raise UserError(f"baseline {description}: {count} of the groups fit: {names}")
