@@ -73,8 +73,14 @@ def test_short_table_ends_with_the_note_if_there_is_one():
 def test_columns_are_left_out_from_the_right_and_named_below_the_table():
     text = render_short({"digits": layout(*two_groups(), baseline="reinmax")}, 80, MORE)
     assert headings(text) == ["estimator", "n", "ELBO", "95 %", "difference"]
-    named = " ".join(text.split("\n\n")[-1].split())
-    assert named == f"No room for: 95 % of the difference, IW bound, log p(x). {MORE}"
+    named = text.split("\n\n")[-1]
+    assert named == f"No room for: 95 % of the difference, IW bound, log p(x).\n{MORE}"
+
+
+def test_hint_is_not_wrapped_so_that_a_command_in_it_can_be_pasted():
+    hint = f"All columns: python evaluate.py outputs/{'x' * 60} --columns all"
+    text = render_short({"digits": layout(*two_groups())}, 40, hint)
+    assert hint in text.splitlines()
 
 
 def test_nothing_is_named_if_all_columns_fit():

@@ -68,6 +68,9 @@ def render_columns(
 ) -> str:
     """Return columns of text as a table below its title, and a line about what does not fit.
 
+    The hint is on the line after that one. It is never wrapped, so that a command in it can be
+    pasted.
+
     Args:
         title: The title of the table.
         columns: The texts of each column, of which the first is its heading.
@@ -80,7 +83,7 @@ def render_columns(
         columns, left_out = _fit(columns, label_count, width)
     parts = [_wrap(f"{title}:", width), grid(columns)]
     if left_out:
-        parts.append(_wrap(f"No room for: {', '.join(left_out)}. {hint}", width))
+        parts.append(_wrap(f"No room for: {', '.join(left_out)}.", width) + f"\n{hint}")
     return "\n\n".join(parts)
 
 
