@@ -97,6 +97,25 @@ def test_estimators_are_named_below_the_figure_if_none_can_be_drawn():
     assert "reinmax:samples=2 0.50" in figure.axes[0].get_xlabel()
 
 
+def test_names_are_drawn_as_they_are_even_if_they_look_like_formulas_or_begin_with_an_underscore():
+    names = ["_run", r"a$\frac$b", "x$y$"]
+    points = pd.DataFrame({"step": [1.0, 2.0], "elbo/train": [-120.0, -100.0]})
+    points[[f"gradient/{name}" for name in ("bias", "variance", "cosine")]] = 0.25
+    comparison = comparison_of(names)
+    measured = {"estimator": names, "bias": 0.5, "bias_error": 0.1, "deviation": 2.0}
+    for figure in (
+        figures.learning_curves(comparison, dict.fromkeys(names, points)),
+        figures.rate_distortion(comparison),
+        figures.bias_against_deviation(pd.DataFrame(measured), "title"),
+        figures.gradient_along_training({Path(name): ("reinmax", points) for name in names}),
+        figures.final_bounds(comparison),
+    ):
+        legend = figure.axes[-1].get_legend()
+        texts = legend.get_texts() if legend else figure.axes[0].get_yticklabels()
+        assert [text.get_text() for text in texts] == names
+        assert "<svg" in figures.to_svg(figure, "salt")
+
+
 # Tooltips
 
 

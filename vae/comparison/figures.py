@@ -34,6 +34,7 @@ _MOST_COMMON = [  # each has a colour; all other options share these colours
 _LEGEND_ROWS = 40
 _TOOLTIP = "tooltip: "  # the group ids of artists that have a tooltip begin with this
 _TOOLTIPS_PER_CURVE = 25
+_IN_LEGEND = "legend: "  # labels begin with this, because a legend lacks labels that begin with _
 _NAMESPACES = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
 _NO_NOISE, _WORST_BIAS = 0.02, 2.0  # relative; beyond them, an estimator is named and not drawn
 
@@ -145,7 +146,11 @@ def learning_curves(comparison: Comparison, metrics: dict[str, pd.DataFrame]) ->
             continue
         mean, low, high = curves.mean(axis=1), curves.min(axis=1), curves.max(axis=1)
         axes.plot(
-            mean, color=look.color, linestyle=look.linestyle, label=label, gid=_TOOLTIP + label
+            mean,
+            color=look.color,
+            linestyle=look.linestyle,
+            label=_IN_LEGEND + label,
+            gid=_TOOLTIP + label,
         )
         for step in _thin_out(mean.index):
             span = f", from {low[step]:.2f} to {high[step]:.2f}" if len(seeds) > 1 else ""
@@ -177,7 +182,7 @@ def rate_distortion(comparison: Comparison) -> Figure:
             marker=look.marker,
             color=look.color,
             alpha=0.8,
-            label=label,
+            label=_IN_LEGEND + label,
         )
         for seed, x, y in zip(rate.index, rate, distortion, strict=True):
             text = f"{label}, seed {seed}: rate {x:.2f}, distortion {y:.2f}, ELBO {-x - y:.2f}"
@@ -217,7 +222,7 @@ def final_bounds(comparison: Comparison) -> Figure:
         if len(visible) < len(values):
             text = f"◂ {values.min():.1f}"
             axes.annotate(text, (low, row), color=color, va="center", fontsize="small")
-    axes.set_yticks(range(len(means)), list(means.index))
+    axes.set_yticks(range(len(means)), list(means.index), parse_math=False)
     axes.set(xlabel="test ELBO, nats", xlim=(low, high), ylim=(len(means) - 0.5, -0.5))
     return figure
 
@@ -246,7 +251,7 @@ def bias_against_deviation(measured: pd.DataFrame, title: str) -> Figure:
             color=look.color,
             markersize=7,
             capsize=3,
-            label=row["estimator"],
+            label=_IN_LEGEND + row["estimator"],
         )
         text = (
             f"{row['estimator']}: relative bias {row['bias']:.3f} ± {row['bias_error']:.3f}, "
@@ -292,7 +297,7 @@ def gradient_along_training(curves: dict[Path, tuple[str, pd.DataFrame]]) -> Fig
                 values,
                 color=look.color,
                 linestyle=look.linestyle,
-                label=label,
+                label=_IN_LEGEND + label,
                 gid=_TOOLTIP + label,
             )
             for step in _thin_out(values.index):
@@ -353,7 +358,7 @@ def _figure(panels: int = 1, height: float = 4.0) -> tuple[Figure, list[Axes]]:
 def _add_legend(axes: Axes) -> None:
     """Add a legend to the right of a panel, outside of the canvas."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
+    legend = axes.legend(
         handles,
         labels,
         loc="upper left",
@@ -363,3 +368,5 @@ def _add_legend(axes: Axes) -> None:
         ncols=math.ceil(len(labels) / _LEGEND_ROWS) or 1,
         fontsize="small",
     )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label.removeprefix(_IN_LEGEND), parse_math=False)  # a name may contain $
