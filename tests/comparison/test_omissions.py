@@ -26,8 +26,8 @@ def test_runs_that_do_not_count_are_named_once_per_reason_in_all_data_sets():
         run("a", seed=2, models={None: {"elbo": None}}),
     )
     assert sorted(excluded_runs(comparisons.values())) == [
-        "not counted, a second time seed 0: 4/a/0",
         "not counted, diverged: 2/b/0",
+        "not counted, seed 0 is already counted: 4/a/0",
         "not counted, unfinished: 1/a/0, 3/b/0",
         "not counted, whose ELBO is not finite: 5/a/1",
         "not counted, without a model: 6/a/2",
@@ -51,14 +51,14 @@ def test_runs_without_the_selected_bound_are_named():
         selection=selection,
     )
     assert partial_runs(comparisons, selection, {}) == [
-        "letters: no run has a log_likelihood, so groups are ordered by the ELBO",
-        "without a log_likelihood, so its group has no mean of it: 1/reinmax/1",
+        "letters: no run has the log p(x), so groups are ordered by the ELBO",
+        "without the log p(x), so its group has no mean of it: 1/reinmax/1",
     ]
 
 
 @pytest.mark.parametrize(
     ("missing", "names"),
-    [(["seconds", "steps"], "seconds, steps"), (["training_objective"], "training_objective")],
+    [(["seconds", "steps"], "seconds, steps"), (["training_objective"], "training objective")],
 )
 def test_runs_that_did_not_report_a_number_are_named(missing, names):
     rows = run(seed=1)

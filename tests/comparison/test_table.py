@@ -147,7 +147,7 @@ def test_the_note_of_a_group_counts_its_excluded_runs():
         run(seed=2),
     )
     assert len(comparison.runs) == 3
-    assert notes(comparison) == ["1 unfinished, 1 diverged, 1 a second time seed 2"]
+    assert notes(comparison) == ["1 unfinished, 1 diverged, 1 with a repeated seed (2)"]
 
 
 def test_the_first_of_two_finished_runs_with_the_same_seed_counts():

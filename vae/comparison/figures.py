@@ -83,7 +83,7 @@ def styles(comparison: Comparison) -> dict[str, Style]:
 def _styles_in_turn(methods: pd.Series) -> list[Style]:
     """Return the style of each entry; repeated methods get their next marker and line.
 
-    A marker that has the same colour at another method is passed over, while others are left.
+    If another method already uses a marker in this colour, the next free marker is taken.
     """
     first = {method: style(method) for method in methods}
     chosen: list[Style] = []
@@ -329,9 +329,9 @@ def _add_tooltip(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def _window(values: pd.Series, final: pd.Series) -> tuple[float, float]:
-    """Return limits of an axis that show the better half of the final values, and their range.
+    """Return axis limits that contain at least the better half of the final values.
 
-    What is far below them is cut off.
+    Values far below them are cut off.
     """
     best, median = final.max(), final.median()
     reach = max(4 * (best - median), 0.15 * abs(best), 5.0)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vae.comparison.table import Comparison, Selection, numbers, part
+from vae.comparison.text import heading
 
 Omission = tuple[str, str | Path]
 """A reason, and the folder of a run."""
@@ -61,16 +62,17 @@ def partial_runs(
     omissions: list[Omission] = []
     for title, comparison in comparisons.items():
         bound, baseline = selection.rank_by, baselines.get(title)
+        name = heading(bound)
         lacks_bound = numbers(comparison.runs, bound).isna().to_numpy()
         if lacks_bound.size and lacks_bound.all():
-            lines.append(f"{title}: no run has a {bound}, so groups are ordered by the ELBO")
+            lines.append(f"{title}: no run has the {name}, so groups are ordered by the ELBO")
         else:
             for folder in comparison.runs[lacks_bound]["run", "folder"]:
-                omissions.append((f"without a {bound}, so its group has no mean of it", folder))
+                omissions.append((f"without the {name}, so its group has no mean of it", folder))
         costs = part(comparison.runs, "run").set_index("folder")[_REPORTED]
         for folder, is_missing in costs.isna().iterrows():
             if is_missing.any():
-                names = ", ".join(is_missing.index[is_missing])
+                names = ", ".join(heading(cost) for cost in is_missing.index[is_missing])
                 omissions.append((f"not in the mean of {names}", str(folder)))
         if baseline is not None:
             omissions += _unpaired_runs(comparison, baseline)

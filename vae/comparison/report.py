@@ -1,6 +1,7 @@
-"""Write a comparison to a folder: tables, figures, and a page that contains both and pictures.
+"""Write a comparison to a folder: tables, figures and a page.
 
-The page also has an explorer, with which codes can be decoded in the browser.
+The page contains the tables, the figures and pictures. It also has an explorer, with which codes
+can be decoded in the browser.
 """
 
 import base64

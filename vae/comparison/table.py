@@ -5,6 +5,7 @@ that differ between groups, never from the name of a folder.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _IGNORED_KEYS = (
     "tracking",
 )
 """Keys that do not change what a run learns, and therefore do not separate groups."""
+
+_REPEATED_SEED = re.compile("seed (.*) is already counted")
+"""The reason for which a second run with the same settings and the same seed does not count."""
 
 
 class Selection(NamedTuple):
@@ -167,9 +171,8 @@ def _exclusion_reasons(runs: pd.DataFrame, model: Which | None) -> pd.Series:
     reasons = reasons.mask(lacks_model, f"without a {missing}")
     reasons = reasons.mask(run["status"] != "finished", run["status"])
     repeated = run[reasons.isna()].duplicated(["group", "seed"])
-    return reasons.fillna(
-        "a second time seed " + run["seed"].astype(str)[repeated[repeated].index]
-    )
+    seeds = run["seed"].astype(str)[repeated[repeated].index]
+    return reasons.fillna("seed " + seeds + " is already counted")
 
 
 def _rank(runs: pd.DataFrame, labels: pd.Index, selection: Selection) -> pd.Index:
@@ -349,7 +352,10 @@ def _note(comparison: Comparison, label: str) -> str:
     """Return what to know about a group: few seeds, excluded runs, mixed revisions or devices."""
     runs, others = comparison.runs_of(label), comparison.excluded
     few = [f"n < {ENOUGH_SEEDS}"] if len(runs) < ENOUGH_SEEDS else []
-    excluded = Counter(others[others["group"] == label]["reason"])
+    excluded = Counter(
+        _REPEATED_SEED.sub(r"with a repeated seed (\1)", reason)
+        for reason in others[others["group"] == label]["reason"]
+    )
     distinct = {name: len(set().union(*sets)) for name, sets in part(runs, "made_with").items()}
     mixed = [f"{count} {name}" for name, count in distinct.items() if count > 1]
     return ", ".join([*few, *(f"{count} {reason}" for reason, count in excluded.items()), *mixed])

@@ -117,7 +117,7 @@ def _fit(
 ) -> tuple[list[list[str]], list[str]]:
     """Return columns that fit in a line, and the headings of those that are left out.
 
-    The labels and the column after them stay as long as possible.
+    The labels and the first column after them are removed last.
     """
     if _total_width(columns) <= width:
         return columns, []
