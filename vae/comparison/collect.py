@@ -97,34 +97,30 @@ def collect(
     return _collect(folders, measure, on_error)
 
 
-def collect_reported(
-    folders: Iterable[Path],
-    on_error: Callable[[Path, UserError | OSError], None] | None = None,
-) -> pd.DataFrame:
+def collect_reported(folders: Iterable[Path]) -> pd.DataFrame:
     """Return the table of `collect` with the numbers that training has reported.
 
-    Neither images nor models are read. The numbers are the test bounds in summary.json; a run
-    that is not finished has none.
+    Neither images nor models are read. The numbers are the test bounds in summary.json.
 
     Args:
-        folders: Run folders.
-        on_error: As in `collect`.
+        folders: Folders of finished runs. A run whose summary.json is damaged has no numbers.
 
     Raises:
-        UserError, OSError: A run cannot be read, and there is no `on_error`.
+        UserError, OSError: A run cannot be read.
     """
 
     def read(run: SavedRun) -> tuple[str, dict[Which, Numbers]]:
         summary = read_json(run.folder / SUMMARY)
+        # Runs of version 0.1.0 have no title. Their settings of the data keep data sets apart.
         return str(summary.get("title", run.values["data"])), summary.get("test", {})
 
-    return _collect(folders, read, on_error)
+    return _collect(folders, read)
 
 
 def _collect(
     folders: Iterable[Path],
     measure: Callable[[SavedRun], tuple[str, dict[Which, Numbers]]],
-    on_error: Callable[[Path, UserError | OSError], None] | None,
+    on_error: Callable[[Path, UserError | OSError], None] | None = None,
 ) -> pd.DataFrame:
     """Return the table of runs; `measure` returns the title of the data and the numbers."""
     rows: list[dict[str, dict[str, Any]]] = []
