@@ -1,6 +1,7 @@
 """Sweeps whose runs are trained at the same time: how many, what is shown, and their table."""
 
 import fcntl
+import json
 import logging
 import os
 import pty
@@ -9,14 +10,17 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import joblib
 import psutil
 import pytest
 
 from tests.helpers import ROOT, TINY, read_json, read_scalars, run_script
-from vae.cli.progress import LogReporter
+from vae.cli import progress
+from vae.cli.progress import Display, LogReporter, SweepProgress, interrupt_jobs
 from vae.config import resolvers
 from vae.config.resolvers import parallel_jobs
 from vae.utils.progress import ReportedBar, progress_bar
@@ -105,6 +109,42 @@ def test_a_job_goes_on_if_its_reports_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "removed").mkdir()
     report.emit(logging.makeLogRecord({"msg": "epoch %d", "args": (2,)}))
     assert (tmp_path / "removed/0.log").read_text() == "epoch 2\n"
+
+
+@pytest.fixture
+def display(tmp_path, monkeypatch) -> Iterator[Display]:
+    """Start the display of a sweep of three jobs, whose reports are in a folder."""
+    (tmp_path / "reports").mkdir()
+    monkeypatch.setattr(SweepProgress, "display", Display(tmp_path / "reports", 3))
+    yield SweepProgress.display
+    progress.close_display()
+
+
+def report_job(reports: Path, number: int, **content: object) -> None:
+    """Write what a job reports about itself."""
+    job = {"folder": f"run{number}", "began": 0.0, **content}
+    (reports / f"{number}.job").write_text(json.dumps(job))
+
+
+def test_only_processes_with_a_running_job_are_interrupted(display, tmp_path, monkeypatch):
+    """A worker that has no job yet would end at once, and joblib would kill all others."""
+    report = partial(report_job, tmp_path / "reports")
+    end = {"ended": 1.0, "interrupted": True}
+    interrupted = []
+
+    def interrupt(process: int) -> None:
+        interrupted.append(process)
+        if process == 12:  # meanwhile, a worker has begun its next job
+            report(2, process=13)
+        report(process - 11, process=process, **end)
+
+    monkeypatch.setattr(progress, "interrupt_worker", interrupt)
+    report(0, process=11, **end)
+    report(1, process=12)
+    interrupt_jobs()
+    assert interrupted == [12, 13]
+    interrupt_jobs()  # a second signal
+    assert interrupted == [12, 13]
 
 
 @pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")

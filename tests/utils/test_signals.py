@@ -63,8 +63,8 @@ def test_a_process_ends_with_its_parent():
     reader, writer = os.pipe()
     program = (
         "import subprocess, sys, time\n"
-        "child = 'from vae.utils.signals import obey_only_parent; import time; '\n"
-        "child += 'obey_only_parent(0.05); print(1, flush=True); time.sleep(600)'\n"
+        "child = 'from vae.utils.signals import obey_only_parent; import os, time; '\n"
+        "child += 'obey_only_parent(os._exit, 0.05); print(1, flush=True); time.sleep(600)'\n"
         "process = subprocess.Popen([sys.executable, '-c', child], stdout=subprocess.PIPE,\n"
         f"                           pass_fds=[{writer}])\n"
         "process.stdout.read(1)\n"  # then end, and leave the child alone
@@ -76,6 +76,27 @@ def test_a_process_ends_with_its_parent():
     assert select.select([reader], [], [], 60)[0], "the child has not ended"
     assert os.read(reader, 1) == b""  # the pipe is closed with the last process that holds it
     os.close(reader)
+
+
+def test_a_worker_is_interrupted_only_by_its_parent_and_only_in_a_job():
+    program = (
+        "import os, signal\n"
+        "from vae.utils.signals import *\n"
+        "from vae.utils.signals import _SIGNAL_NAMES\n"
+        "obey_only_parent(lambda status: print('end with', status))\n"
+        "for name in set(_SIGNAL_NAMES) - {'SIGUSR2'}:\n"
+        "    os.kill(os.getpid(), getattr(signal, name))\n"
+        "interrupt_worker(os.getpid())\n"
+        "try:\n"
+        "    with interruptible_by_parent():\n"
+        "        interrupt_worker(os.getpid())\n"
+        "except Interrupted as interruption:\n"
+        "    print(interruption)\n"
+        "interrupt_worker(os.getpid())\n"
+    )
+    output = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
+    end = f"end with {128 + signal.SIGUSR2}"
+    assert output.splitlines() == [end, "interrupted by SIGUSR2", end]
 
 
 def test_finish_without_a_signal_is_an_error():

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -32,7 +31,7 @@ from vae.cli.sweep import read_failures
 from vae.runs.status import reported_test_elbo
 from vae.utils.files import read_json
 from vae.utils.progress import Bar, ReportedBar
-from vae.utils.signals import interrupt_workers
+from vae.utils.signals import interrupt_worker, parent_has_ended
 
 _SECONDS = 0.5  # between two looks at the files
 
@@ -86,7 +85,8 @@ class SweepProgress(Callback):
         ReportedBar.report = reports / f"{number}.json"
         folder = config.hydra.runtime.output_dir
         SweepProgress.job_file = reports / f"{number}.job"
-        _write_json(SweepProgress.job_file, {"folder": folder, "began": time.time()})
+        job = {"folder": folder, "began": time.time(), "process": os.getpid()}
+        _write_json(SweepProgress.job_file, job)
         handler = LogReporter(reports / f"{number}.log")
         in_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: it is closed
         handler.setLevel(logging.WARNING if in_terminal else logging.INFO)
@@ -102,8 +102,8 @@ class SweepProgress(Callback):
         close_display()
 
 
-def end_worker(status: int, parent_has_ended: Callable[[], bool]) -> NoReturn:
-    """End this worker process after its job was interrupted and has saved a checkpoint.
+def end_worker(status: int) -> NoReturn:
+    """End this worker process after its job was interrupted, or before it begins another job.
 
     If a worker ends, joblib kills the other workers at once. Therefore this worker stays alive
     until the parent kills it or has ended, but at most ten seconds. The parent first waits for the
@@ -126,18 +126,21 @@ def interrupt_jobs() -> None:
     if display is None or display.interrupted:
         return
     display.interrupted = True
-    interrupt_workers("LokyProcess")
+    interrupted: set[int] = set()
     end = time.monotonic() + _GRACE
-    while time.monotonic() < end and display.has_running_jobs():
+    while time.monotonic() < end and (workers := display.working_processes()):
+        for worker in workers - interrupted:
+            interrupt_worker(worker)
+        interrupted |= workers
         time.sleep(0.05)
 
 
 def _report_end(interrupted: bool = False) -> None:
-    """Report that the job of this worker process has ended."""
+    """Report that the job of this worker process has ended, unless that has been reported."""
     file = SweepProgress.job_file
-    if file is not None:
+    if file is not None and "ended" not in (job := read_json(file)):
         ended = {"ended": time.time(), "interrupted": interrupted}
-        _write_json(file, read_json(file) | ended)
+        _write_json(file, job | ended)
 
 
 def close_display() -> None:
@@ -196,9 +199,10 @@ class Display:
             bar.close()
         shutil.rmtree(self._reports, ignore_errors=True)
 
-    def has_running_jobs(self) -> bool:
-        """Return whether a job has begun and not ended."""
-        return any("ended" not in read_json(file) for file in self._reports.glob("*.job"))
+    def working_processes(self) -> set[int]:
+        """Return the ids of the processes whose job has begun and not ended."""
+        jobs = map(read_json, self._reports.glob("*.job"))
+        return {job["process"] for job in jobs if "process" in job and "ended" not in job}
 
     def _run(self) -> None:
         while not self._closed.wait(_SECONDS):

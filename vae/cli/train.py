@@ -9,10 +9,12 @@ No torch is imported at the top of this file, because `--help` and tab completio
 
 import argparse
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -40,6 +42,7 @@ from vae.utils.commands import script_command
 from vae.utils.errors import Diverged, NotFitted, UserError, first_line, is_out_of_memory
 from vae.utils.signals import (
     Interrupted,
+    interruptible_by_parent,
     obey_only_parent,
     signals_as_exceptions,
 )
@@ -48,6 +51,11 @@ from vae.utils.stdout import OutputClosed, print_error
 log = logging.getLogger(__name__)
 
 register_resolvers()  # here: worker processes import this module and need the resolvers
+
+# A worker process of joblib imports this module with its first job. If a signal ended the worker,
+# joblib would kill all other workers before they have saved a checkpoint.
+if multiprocessing.current_process().name.startswith("LokyProcess"):
+    obey_only_parent(end_worker)
 
 
 def main() -> int:
@@ -102,7 +110,6 @@ def job(config: DictConfig) -> float | None:
     overrides = list(hydra_config.overrides.task)
     is_worker = sweeping and OutputFolder.sweep is None
     is_joblib_worker = is_worker and "joblib" in hydra_config.launcher._target_
-    parent_has_ended = obey_only_parent() if is_joblib_worker else None
     try:
         if not sweeping:
             refuse_ignored_overrides([*hydra_config.overrides.hydra, *overrides], sweep=False)
@@ -111,13 +118,14 @@ def job(config: DictConfig) -> float | None:
         elif config.on_failure == "stop" and failed_jobs_folder().exists():
             log.warning("not started, because another run of the sweep has failed")
             return None
-        return _train(config, folder, overrides, sweeping)
+        with interruptible_by_parent() if is_joblib_worker else nullcontext():
+            return _train(config, folder, overrides, sweeping)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if OutputFolder.sweep is not None:
             raise  # to `main`, which knows how to resume the sweep
         _remove_if_unused(created_folder)
-        if parent_has_ended is not None:  # joblib would go on with the next job
-            end_worker(_as_interrupted(interruption).status, parent_has_ended)
+        if is_joblib_worker:  # joblib would go on with the next job
+            end_worker(_as_interrupted(interruption).status)
         # The process that has started a worker says how to resume.
         sys.exit(_report_interruption(interruption, "" if is_worker else _how_to_resume(folder)))
     except Exception as error:

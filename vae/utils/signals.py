@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,6 +14,8 @@ _SIGNAL_NAMES = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 _SIGNAL_OF_PARENT = getattr(signal, "SIGUSR2", signal.SIGTERM)
 """What a parent sends to its workers. Windows has no SIGUSR2."""
+
+_PARENT = os.getppid()
 
 
 class Interrupted(BaseException):
@@ -114,50 +115,55 @@ def signals_as_exceptions(before: Callable[[], None] = lambda: None) -> Iterator
             signal.signal(number, handler)
 
 
-def interrupt_workers(name: str) -> None:
-    """Interrupt the worker processes of this process that `obey_only_parent`.
-
-    Args:
-        name: What the command line of a child process contains if it is a worker.
-    """
-    import psutil
-
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if name in " ".join(child.cmdline()):
-                child.send_signal(_SIGNAL_OF_PARENT)
-
-
-@cache
-def obey_only_parent(interval: float = 1.0) -> Callable[[], bool]:
+def obey_only_parent(end: Callable[[int], object], interval: float = 1.0) -> None:
     """Let this worker process end if its parent asks for it or has ended, and not otherwise.
 
     Signals from a terminal reach the workers as well as the parent. Workers ignore them, because
     the parent passes one signal on, and a second one would end a worker before it has saved a
     checkpoint. A worker whose parent is killed would go on alone, so this worker looks whether its
-    parent has ended. Repeated calls do no harm.
+    parent has ended.
 
     Args:
+        end: Ends this process. It is called with the exit status if the signal of the parent
+            arrives outside `interruptible_by_parent`, as between two jobs.
         interval: Seconds between two looks at the parent.
-
-    Returns:
-        A function that returns whether the parent has ended.
     """
     for number in _available_signals():
-        if number != _SIGNAL_OF_PARENT:
-            signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def has_ended() -> bool:
-        return os.getppid() != parent
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(_SIGNAL_OF_PARENT, lambda number, frame: end(128 + number))
 
     def watch() -> None:
-        while not has_ended():
+        while not parent_has_ended():
             time.sleep(interval)
-        os.kill(os.getpid(), _SIGNAL_OF_PARENT)
+        interrupt_worker(os.getpid())
 
     threading.Thread(target=watch, daemon=True).start()
-    return has_ended
+
+
+@contextmanager
+def interruptible_by_parent() -> Iterator[None]:
+    """Raise Interrupted if the parent interrupts this worker process within the context."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    handler = signal.getsignal(_SIGNAL_OF_PARENT)
+    try:
+        signal.signal(_SIGNAL_OF_PARENT, interrupt)
+        yield
+    finally:
+        signal.signal(_SIGNAL_OF_PARENT, handler)
+
+
+def interrupt_worker(process: int) -> None:
+    """Interrupt a worker process that obeys only its parent. It may have ended already."""
+    with suppress(OSError):
+        os.kill(process, _SIGNAL_OF_PARENT)
+
+
+def parent_has_ended() -> bool:
+    """Return whether the process that has started this process has ended."""
+    return os.getppid() != _PARENT
 
 
 def _available_signals() -> list[int]:
