@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 import joblib
 import psutil
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from tests.helpers import ROOT, TINY, read_json, read_scalars, run_script
 from vae.cli import progress
@@ -109,6 +111,61 @@ def test_a_job_goes_on_if_its_reports_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "removed").mkdir()
     report.emit(logging.makeLogRecord({"msg": "epoch %d", "args": (2,)}))
     assert (tmp_path / "removed/0.log").read_text() == "epoch 2\n"
+
+
+def sweep_config(workers: int = 2, jobs: int = 3, **config: object) -> DictConfig:
+    """Return what the callbacks of Hydra receive of a sweep, or of its first job."""
+    hydra = {
+        "launcher": {"_target_": "joblib", "n_jobs": workers},
+        "sweeper": {"n_trials": jobs},
+        "job": {"num": 0},
+        "runtime": {"cwd": "/home", "output_dir": "/home/outputs/run"},
+    }
+    return OmegaConf.create({"hydra": hydra, "resume": None, **config})
+
+
+@pytest.fixture
+def callback(tmp_path, monkeypatch) -> Iterator[SweepProgress]:
+    """Return the callback, whose changes to this process are undone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is restored
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(ReportedBar, "report", None)
+    monkeypatch.setattr(SweepProgress, "job_file", None)
+    yield SweepProgress()
+    progress.close_display()
+
+
+def test_no_more_processes_are_started_than_there_are_jobs(callback):
+    for jobs in (5, 3, 1):
+        config = sweep_config(workers=4, jobs=jobs)
+        callback.on_multirun_start(config)
+        assert config.hydra.launcher.n_jobs == min(jobs, 4)
+        assert (SweepProgress.display is not None) == (jobs > 1)
+        callback.on_multirun_end(config)
+
+
+@pytest.mark.parametrize("chosen, threads", [(None, "1"), ("3", "3")])
+def test_each_process_has_the_threads_that_the_user_chooses(
+    callback, monkeypatch, chosen, threads
+):
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    callback.on_multirun_start(sweep_config())
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_joblib_on_one_core_prints_what_the_jobs_print(callback, monkeypatch):
+    """It runs the jobs in the process of the sweep."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    stdout = sys.stdout
+    config = sweep_config(workers=-1)
+    callback.on_multirun_start(config)
+    callback.on_job_start(config)
+    assert SweepProgress.display is None and sys.stdout is stdout
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.fixture

@@ -70,12 +70,24 @@ class SweepProgress(Callback):
         self._reports: str | None = None  # the workers receive it with a copy of the callback
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Start the display if jobs will run in several processes."""
+        """Start the display if jobs will run in several processes, and limit these processes.
+
+        There are at most as many processes as jobs, because joblib starts all of them at once.
+        Unless OMP_NUM_THREADS is set, each job has one thread.
+        """
         launcher = config.hydra.launcher
-        if "joblib" not in launcher._target_ or launcher.n_jobs == 1:
+        if "joblib" not in launcher._target_ or launcher.n_jobs == 0:  # joblib refuses 0
             return
+        import joblib
+
+        workers = joblib.effective_n_jobs(launcher.n_jobs)
+        jobs = _count_jobs(config) if workers > 1 else 1
+        launcher.n_jobs = min(workers, jobs)
+        if launcher.n_jobs == 1:  # joblib runs the jobs in this process
+            return
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # else joblib divides the cores among them
         self._reports = tempfile.mkdtemp(prefix="sweep-")
-        SweepProgress.display = Display(Path(self._reports), _count_jobs(config))
+        SweepProgress.display = Display(Path(self._reports), jobs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Let a job in a worker process report instead of printing."""

@@ -71,15 +71,17 @@ def configure_process() -> None:
 
 
 def limit_threads() -> None:
-    """Let torch use at most four threads, unless OMP_NUM_THREADS is set.
+    """Let torch use at most four threads, or as many as OMP_NUM_THREADS says.
 
     The matrix products of a training step are so small that more threads mostly wait for each
-    other. See "Threads" in docs/performance.md.
+    other. See "Threads" in docs/performance.md. Torch would prefer
+    MKL_NUM_THREADS, which joblib sets in its workers.
     """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), _TRAINING_THREADS))
+    limit = os.environ.get("OMP_NUM_THREADS", str(_TRAINING_THREADS))
+    if limit.isdecimal() and int(limit):
+        torch.set_num_threads(min(torch.get_num_threads(), int(limit)))
 
 
 def allow_open_files(count: int) -> None:
