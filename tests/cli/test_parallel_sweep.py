@@ -168,6 +168,16 @@ def test_joblib_on_one_core_prints_what_the_jobs_print(callback, monkeypatch):
     assert "OMP_NUM_THREADS" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "resume, folder",
+    [(None, "/home/outputs/run"), ("old/a", "/home/old/a"), ("/old/a", "/old/a"), (7, "/home/7")],
+)
+def test_a_job_reports_the_folder_in_which_it_works(callback, tmp_path, resume, folder):
+    callback.on_multirun_start(sweep_config())
+    callback.on_job_start(sweep_config(resume=resume))
+    assert read_json(SweepProgress.job_file)["folder"] == folder
+
+
 @pytest.fixture
 def display(tmp_path, monkeypatch) -> Iterator[Display]:
     """Start the display of a sweep of three jobs, whose reports are in a folder."""

@@ -96,6 +96,8 @@ class SweepProgress(Callback):
         reports, number = Path(self._reports), config.hydra.job.num
         ReportedBar.report = reports / f"{number}.json"
         folder = config.hydra.runtime.output_dir
+        if config.resume is not None:
+            folder = os.path.join(config.hydra.runtime.cwd, str(config.resume))
         SweepProgress.job_file = reports / f"{number}.job"
         job = {"folder": folder, "began": time.time(), "process": os.getpid()}
         _write_json(SweepProgress.job_file, job)
