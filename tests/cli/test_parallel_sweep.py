@@ -109,8 +109,8 @@ def test_a_job_goes_on_if_its_reports_cannot_be_written(tmp_path, monkeypatch):
     with progress_bar(total=2, initial=0) as bar:
         bar.update()
     (tmp_path / "removed").mkdir()
-    report.emit(logging.makeLogRecord({"msg": "epoch %d", "args": (2,)}))
-    assert (tmp_path / "removed/0.log").read_text() == "epoch 2\n"
+    report.emit(logging.makeLogRecord({"msg": "epoch %d of ü \udcff", "args": (2,)}))
+    assert (tmp_path / "removed/0.log").read_bytes().decode() == "epoch 2 of ü \\udcff\n"
 
 
 def sweep_config(workers: int = 2, jobs: int = 3, **config: object) -> DictConfig:
@@ -191,6 +191,13 @@ def report_job(reports: Path, number: int, **content: object) -> None:
     """Write what a job reports about itself."""
     job = {"folder": f"run{number}", "began": 0.0, **content}
     (reports / f"{number}.job").write_text(json.dumps(job))
+
+
+def test_lines_of_a_job_that_are_not_unicode_are_shown(display, tmp_path, capsys):
+    (tmp_path / "reports/0.log").write_bytes(b"epoch \xc3\xbc \xff\n")
+    report_job(tmp_path / "reports", 0, process=11)
+    progress.close_display()
+    assert "run0: epoch ü \ufffd\n" in capsys.readouterr().out
 
 
 def test_only_processes_with_a_running_job_are_interrupted(display, tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT, TINY, finish, read_json, run_script, start_script, wait_until
+from vae.cli.train import _check_names
+from vae.utils.errors import UserError
 
 ONE_STEP = [*TINY, "training.steps=1", "hydra.run.dir=run"]
 
@@ -81,6 +83,15 @@ def test_characters_that_the_locale_lacks_are_refused(tmp_path):
     status, _, errors = run_script("train.py", *words, cwd=tmp_path, env=ascii)
     assert status == 2 and errors.count("\n") == 1
     assert "set PYTHONUTF8=1" in errors
+
+
+@pytest.mark.parametrize(
+    "name, advice", [(b"\xc3\xbc", "set PYTHONUTF8=1"), (b"\xff", "choose another name")]
+)
+def test_the_advice_for_a_name_that_python_cannot_decode_depends_on_its_bytes(name, advice):
+    _check_names("ü", "run")
+    with pytest.raises(UserError, match=advice):
+        _check_names("run", name.decode("ascii", "surrogateescape"))
 
 
 def test_a_model_that_does_not_fit_into_memory_is_reported(tmp_path):

@@ -52,8 +52,9 @@ class LogReporter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append the message of a record."""
-        with suppress(OSError), self._file.open("a") as file:
-            file.write(f"{record.getMessage()}\n")
+        line = f"{record.getMessage()}\n".encode("utf-8", "backslashreplace")
+        with suppress(OSError), self._file.open("ab") as file:
+            file.write(line)
 
 
 class SweepProgress(Callback):
@@ -268,7 +269,7 @@ class Display:
     def _show_lines(self, number: int, name: str, log_file: Path) -> None:
         """Print the lines that a job has logged since they were printed last."""
         with suppress(OSError):
-            *lines, _ = log_file.read_text().split("\n")
+            *lines, _ = log_file.read_text("utf-8", "replace").split("\n")
             for line in lines[self._lines_shown.get(number, 0) :]:
                 self._print(f"{name}: {line}")
             self._lines_shown[number] = len(lines)

@@ -167,8 +167,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str], sweeping: boo
         from vae.experiment import NothingToDo, run_experiment
     limit_threads()
 
-    if not _is_unicode(str(folder.absolute()), *overrides):
-        raise UserError(f"{folder}: the locale lacks characters of the command; set PYTHONUTF8=1")
+    _check_names(str(folder.absolute()), *overrides)
     threading.excepthook = _ignore_writer_errors
     logging.raiseExceptions = False  # training continues if the log cannot be printed
     if config.resume is not None:
@@ -232,9 +231,16 @@ def _remove_if_unused(created_folder: Path) -> None:
         remove_if_empty(created_folder)
 
 
-def _is_unicode(*words: str) -> bool:
-    """Return whether the locale could decode all bytes of the words."""
-    return not any("\udc80" <= character <= "\udcff" for word in words for character in word)
+def _check_names(*words: str) -> None:
+    """Raise UserError if a word has a byte that Python could not decode."""
+    for word in words:
+        if not any("\udc80" <= character <= "\udcff" for character in word):
+            continue
+        try:
+            word.encode("utf-8", "surrogateescape").decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{word}: this is not UTF-8; choose another name") from error
+        raise UserError(f"{word}: the locale lacks characters of the command; set PYTHONUTF8=1")
 
 
 def _ignore_writer_errors(failure: threading.ExceptHookArgs) -> None:
