@@ -1,6 +1,7 @@
 """Sweeps: on several cores, by submitit, on a stand-in for Slurm; and searches."""
 
 import os
+import pickle
 import signal
 import subprocess
 import warnings
@@ -13,8 +14,10 @@ import psutil
 import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
-from tests.helpers import TINY, finish, read_json, start_script, wait_until
+from tests.helpers import TINY, finish, read_json, start_script, subfolders, wait_until
+from vae.cli.sweep import OutputFolder
 from vae.runs.folder import locked
 from vae.runs.status import read_status
 
@@ -260,6 +263,26 @@ def test_a_sweep_that_resumes_other_runs_leaves_no_folder(train, tmp_path):
     status, _, errors = train(f"resume={','.join(runs)}", "training.steps=4")
     assert status == 0, errors
     assert [folder.name for folder in (tmp_path / "outputs").iterdir()] == ["mine"]
+
+
+def test_a_resumed_sweep_removes_the_new_folders_of_jobs_that_fail_early(train, tmp_path):
+    (tmp_path / "outputs/mine/job_0").mkdir(parents=True)
+    words = [*SHORT, "sweep=mine", "latents=0,-1", "hydra.sweep.subdir=job_${latents}"]
+    assert train(*words)[0] == 2
+    assert subfolders(tmp_path / "outputs/mine") == ["failed", "job_0"]
+
+
+def test_a_worker_knows_which_folders_are_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(OutputFolder, "sweep", None)
+    monkeypatch.setattr(OutputFolder, "existed", False)
+    (tmp_path / "old").mkdir()
+    callback = OutputFolder(failed="failed")
+    callback.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    worker_callback = pickle.loads(pickle.dumps(callback))
+    for name in ("old", "new"):
+        runtime = {"output_dir": str(tmp_path / name)}
+        worker_callback.on_job_start(OmegaConf.create({"hydra": {"runtime": runtime}}))
+        assert OutputFolder.existed == (name == "old")
 
 
 # On a cluster

@@ -6,6 +6,7 @@ share the folder of a sweep. This module imports no torch, so that `--help` is f
 """
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae.cli.overrides import override
-from vae.runs.folder import REPLICAS, find_runs
+from vae.runs.folder import REPLICAS, empty_folders, find_runs
 from vae.runs.status import read_status
 from vae.utils.commands import script_command, tensorboard_command
 from vae.utils.files import write_json
@@ -43,30 +44,38 @@ class OutputFolder(Callback):
     """The folder of the sweep; None in a process that has started no sweep, such as a worker."""
 
     existed: ClassVar[bool] = False
-    """Whether the folder of the run or of the sweep existed before the command was started."""
+    """Whether the folder of this process's job existed before the command was started."""
 
     _records: ClassVar[Path]
 
     def __init__(self, failed: str) -> None:
         """Take the folder for the records of failed jobs: the same in every worker of a sweep."""
         self._failed = failed
+        self._sweep_existed = False
+        self._existing: list[str] = []  # the workers receive it with a copy of the callback
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note that this process runs a single job."""
-        OutputFolder.sweep, OutputFolder.existed = None, False
+        OutputFolder.sweep = None
         with suppress(OmegaConfBaseException):  # Hydra reports it when it creates the folder
-            OutputFolder.existed = Path(config.hydra.run.dir).exists()
+            if Path(config.hydra.run.dir).exists():
+                self._existing = [os.path.abspath(config.hydra.run.dir)]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the folder of the sweep and the folder of its records."""
+        """Remember the folder of the sweep, empty folders in it, and the folder of its records."""
         OutputFolder.sweep = Path(config.hydra.sweep.dir).absolute()
-        OutputFolder.existed = OutputFolder.sweep.exists()
+        self._sweep_existed = OutputFolder.sweep.exists()
+        self._existing = empty_folders(OutputFolder.sweep)
         OutputFolder._records = Path(self._failed).absolute()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember whether the folder of the job is new."""
+        OutputFolder.existed = config.hydra.runtime.output_dir in self._existing
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove the sweep's folder if it holds nothing but Hydra's multirun.yaml."""
         folder = OutputFolder.sweep
-        if folder is None or OutputFolder.existed or not folder.is_dir():
+        if folder is None or self._sweep_existed or not folder.is_dir():
             return
         if {file.name for file in folder.iterdir()} == {"multirun.yaml"}:
             with suppress(OSError):  # another process may write to the folder

@@ -87,6 +87,15 @@ def remove_if_empty(folder: Path) -> None:
         return
 
 
+def empty_folders(path: Path) -> list[str]:
+    """Return the absolute path of each folder at or below a path that holds nothing but a lock."""
+    return [
+        os.path.abspath(folder)
+        for folder, subfolders, files in os.walk(path)
+        if not subfolders and set(files) <= {_LOCK}
+    ]
+
+
 def first_foreign_file(folder: Path) -> Path | None:
     """Return the first file that a new run in this folder would overwrite; None without one."""
     return next((folder / name for name in _OVERWRITTEN if (folder / name).exists()), None)
