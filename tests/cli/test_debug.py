@@ -1,11 +1,14 @@
 """`+debug=fast` and `+debug=overfit`, and `evaluate.py` without arguments."""
 
+import os
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers import TINY, read_json
+from vae.config.resolvers import temporary_folder
 from vae.data import elbo_without_code
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -20,11 +23,18 @@ def test_a_fast_run_takes_one_step_and_writes_everything_elsewhere(script, tmp_p
     status, output, errors = script("train.py", "+debug=fast", *SMALL, cwd=cwd)
     assert (status, errors) == (0, "")
     assert list(cwd.iterdir()) == []
-    (run,) = (tmp_path / "temporary/categorical-vae").iterdir()
+    (run,) = Path(temporary_folder()).iterdir()
+    assert run.is_relative_to(tmp_path / "temporary")
     assert f"Run folder: {run}" in output
     assert read_json(run / "summary.json")["steps"] == 1
     names = {file.name.split(".")[0] for file in run.iterdir()}
     assert {"best", "last", "metrics", "projector_config", "status", "summary"} <= names
+
+
+def test_each_user_of_a_machine_has_a_temporary_folder(monkeypatch):
+    mine = temporary_folder()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert temporary_folder() != mine
 
 
 def test_a_model_must_fit_one_batch(script, tmp_path):

@@ -136,8 +136,9 @@ def _has_gpu() -> bool:
 
 
 def temporary_folder() -> str:
-    """Return the folder in which runs of `+debug=fast` are written."""
-    return str(Path(tempfile.gettempdir()) / "categorical-vae")
+    """Return the folder in which the runs of this user with `+debug=fast` are written."""
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""  # each user of Windows has a folder
+    return str(Path(tempfile.gettempdir()) / f"categorical-vae{user}")
 
 
 def _seeds_name(seed: int, seeds: int | Sequence[int] | None) -> str:
