@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import joblib
-import psutil
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,9 +36,8 @@ def cores(monkeypatch) -> Callable[..., None]:
     """Set the cores, the free gigabytes and the GPU that the resolver sees."""
 
     def change(count: int, gigabytes: float = 100, gpu: bool = False) -> None:
-        memory = type("Memory", (), {"available": int(gigabytes * 2**30)})
         monkeypatch.setattr(joblib, "cpu_count", lambda: count)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(resolvers, "available_memory", lambda: int(gigabytes * 2**30))
         monkeypatch.setattr(resolvers, "_has_gpu", lambda: gpu)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 

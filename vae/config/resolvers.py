@@ -21,6 +21,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from vae.utils.memory import available_memory
+
 PUBLISHED = "published"
 """The key of the table of published settings."""
 
@@ -116,13 +118,12 @@ def parallel_jobs(device: str, limit: int | None) -> int:
         limit: The result is at most this number; None for no limit.
     """
     import joblib
-    import psutil
 
     if device != "cpu" and _has_gpu():
         return 1
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     cores = joblib.cpu_count() // (int(threads) if threads.isdecimal() and int(threads) else 1)
-    fitting = psutil.virtual_memory().available // _BYTES_PER_JOB
+    fitting = available_memory() // _BYTES_PER_JOB
     return max(1, min(cores, fitting, cores if limit is None else limit))
 
 
