@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.helpers import ROOT, TINY, read_json, read_scalars, run_script
 from vae.cli import progress
 from vae.cli.progress import Display, LogReporter, SweepProgress, interrupt_jobs
+from vae.cli.sweep import OutputFolder
 from vae.config import resolvers
 from vae.config.resolvers import parallel_jobs
 from vae.utils.progress import ReportedBar, progress_bar
@@ -128,10 +129,12 @@ def callback(tmp_path, monkeypatch) -> Iterator[SweepProgress]:
     monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is restored
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(OutputFolder, "sweep", None)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(ReportedBar, "report", None)
     monkeypatch.setattr(SweepProgress, "job_file", None)
+    monkeypatch.setattr(SweepProgress, "job", {})
     yield SweepProgress()
     progress.close_display()
 
@@ -180,6 +183,7 @@ def test_a_job_reports_the_folder_in_which_it_works(callback, tmp_path, resume, 
 def display(tmp_path, monkeypatch) -> Iterator[Display]:
     """Start the display of a sweep of three jobs, whose reports are in a folder."""
     (tmp_path / "reports").mkdir()
+    monkeypatch.setattr(OutputFolder, "sweep", None)
     monkeypatch.setattr(SweepProgress, "display", Display(tmp_path / "reports", 3))
     yield SweepProgress.display
     progress.close_display()
@@ -196,6 +200,24 @@ def test_lines_of_a_job_that_are_not_unicode_are_shown(display, tmp_path, capsys
     report_job(tmp_path / "reports", 0, process=11)
     progress.close_display()
     assert "run0: epoch ü \ufffd\n" in capsys.readouterr().out
+
+
+def test_a_job_whose_first_report_was_lost_is_shown_at_its_end(callback, capsys):
+    callback.on_multirun_start(sweep_config())
+    stdout = sys.stdout
+    callback.on_job_start(sweep_config())
+    sys.stdout = stdout
+    SweepProgress.job_file.unlink()
+    callback.on_job_end(sweep_config(), job_return=None)
+    progress.close_display()
+    assert "[1/3] run: not started" in capsys.readouterr().out
+
+
+def test_an_incomplete_report_does_not_end_the_display(display, tmp_path, capsys):
+    (tmp_path / "reports/0.job").write_text('{"ended": 1.0, "interrupted": false}')
+    report_job(tmp_path / "reports", 1, ended=1.0, interrupted=False)
+    progress.close_display()
+    assert "[1/3] run1: not started" in capsys.readouterr().out
 
 
 def test_only_processes_with_a_running_job_are_interrupted(display, tmp_path, monkeypatch):

@@ -66,6 +66,9 @@ class SweepProgress(Callback):
     job_file: ClassVar[Path | None] = None
     """Where the job of this worker process reports; None in every other process."""
 
+    job: ClassVar[dict[str, Any]] = {}
+    """What the job of this worker process has reported about itself."""
+
     def __init__(self) -> None:
         """Report nothing until `on_multirun_start` has chosen a folder for the reports."""
         self._reports: str | None = None  # the workers receive it with a copy of the callback
@@ -100,8 +103,8 @@ class SweepProgress(Callback):
         if config.resume is not None:
             folder = os.path.join(config.hydra.runtime.cwd, str(config.resume))
         SweepProgress.job_file = reports / f"{number}.job"
-        job = {"folder": folder, "began": time.time(), "process": os.getpid()}
-        _write_json(SweepProgress.job_file, job)
+        SweepProgress.job = {"folder": folder, "began": time.time(), "process": os.getpid()}
+        _write_json(SweepProgress.job_file, SweepProgress.job)
         handler = LogReporter(reports / f"{number}.log")
         in_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: it is closed
         handler.setLevel(logging.WARNING if in_terminal else logging.INFO)
@@ -151,11 +154,11 @@ def interrupt_jobs() -> None:
 
 
 def _report_end(interrupted: bool = False) -> None:
-    """Report that the job of this worker process has ended, unless that has been reported."""
+    """Report that the job of this worker process has ended. A second report changes nothing."""
     file = SweepProgress.job_file
-    if file is not None and "ended" not in (job := read_json(file)):
-        ended = {"ended": time.time(), "interrupted": interrupted}
-        _write_json(file, job | ended)
+    if file is not None:
+        SweepProgress.job = {"ended": time.time(), "interrupted": interrupted} | SweepProgress.job
+        _write_json(file, SweepProgress.job)
 
 
 def close_display() -> None:
@@ -230,7 +233,7 @@ class Display:
         done = initially_done = 0.0  # of all jobs together, in jobs
         for file in sorted(self._reports.glob("*.job"), key=lambda file: int(file.stem)):
             job, progress = read_json(file), read_json(file.with_suffix(".json"))
-            if not job:  # it is being written
+            if "folder" not in job:  # it is being written, or the disk is full
                 continue
             number, name = int(file.stem), Path(job["folder"]).name
             self._show_lines(number, name, file.with_suffix(".log"))
