@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers import compose_config
-from vae.config.resolvers import mark, run_name
+from vae.config.resolvers import hash_suffix, run_name
 
 
 def name_of(*overrides: str) -> str:
@@ -36,4 +36,4 @@ def test_long_names_fit_into_a_folder_and_differ():
     names = {name_of(f"seeds={list(range(start, 500))}") for start in (0, 1)}
     names |= {name_of(f"latents={'9' * 300}{digit}") for digit in (1, 2)}
     assert len(names) == 4
-    assert all(len(name + mark("x")) < 200 for name in names)
+    assert all(len(name + hash_suffix("x")) < 200 for name in names)

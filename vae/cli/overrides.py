@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 
 from vae.utils.errors import UserError
 
-_NAME_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "sweep", "resume")
+_KEYS_OF_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "sweep", "resume")
 _ONLY_FOR_SWEEPS = (
     "sweep=",
     "on_failure=",
@@ -55,7 +55,7 @@ def refuse_ignored_overrides(overrides: Sequence[str], sweep: bool) -> None:
     for word in overrides:
         word = word.lstrip("+")
         key, _, value = word.partition("=")
-        if key in _NAME_FOLDERS and not value.strip("'\""):
+        if key in _KEYS_OF_FOLDERS and not value.strip("'\""):
             raise UserError(f"{key}= names no folder")
         if sweep and word.startswith(_ONLY_FOR_SINGLE_RUNS):
             raise UserError(f"{word} has no effect with -m; name the folder with sweep=NAME")

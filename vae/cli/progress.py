@@ -230,7 +230,7 @@ class Display:
     def _update(self) -> None:
         """Read all reports, and show what is new."""
         ended_before = len(self._ended)
-        done = initially_done = 0.0  # of all jobs together, in jobs
+        done = initially_done = 0.0  # the sum of the finished shares of all jobs
         for file in sorted(self._reports.glob("*.job"), key=lambda file: int(file.stem)):
             job, progress = read_json(file), read_json(file.with_suffix(".json"))
             if "folder" not in job:  # it is being written, or the disk is full

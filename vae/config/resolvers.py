@@ -33,13 +33,13 @@ _BYTES_PER_JOB = 2**30
 
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of Nvidia, AMD, and Windows's Linux
 
-_LONGEST_NAME = 100  # file systems allow 255 bytes, of which the mark of a sweep's run takes some
+_LONGEST_NAME = 100  # file systems allow 255 bytes, and a sweep's run has a suffix
 
 
 def register_resolvers() -> None:
     """Make the resolvers of this module known to OmegaConf. Repeated calls do no harm."""
     resolvers: list[Callable[..., object]] = [
-        *(published, by, run_name, mark, or_else, parallel_jobs, temporary_folder)
+        *(published, by, run_name, hash_suffix, or_else, parallel_jobs, temporary_folder)
     ]
     for resolver in resolvers:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
@@ -90,14 +90,14 @@ def run_name(*, _root_: DictConfig) -> str:
     size = f"{_root_.latents}x{_root_.categories}"
     name = "_".join([*names, size, _seeds_name(_root_.seed, _root_.seeds)])
     if len(name) > _LONGEST_NAME:
-        name = name[:_LONGEST_NAME] + mark(name)
+        name = name[:_LONGEST_NAME] + hash_suffix(name)
     return re.sub(r"[^\w.+-]", "-", name)
 
 
-def mark(text: str) -> str:
+def hash_suffix(text: str) -> str:
     """Return "_" and a short hash of a text; "" for an empty one.
 
-    The name of a sweep's run ends with the mark of those overrides that the name does not show.
+    The name of a sweep's run ends with the hash of those overrides that the name does not show.
     """
     return f"_{hashlib.sha256(text.encode()).hexdigest()[:6]}" if text else ""
 
