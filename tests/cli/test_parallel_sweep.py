@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -14,18 +15,23 @@ import termios
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from tests.helpers import ROOT, TINY, read_json, read_scalars, run_script
 from vae.cli import progress
+from vae.cli import train as command
 from vae.cli.progress import Display, LogReporter, SweepProgress, interrupt_jobs
 from vae.cli.sweep import OutputFolder
 from vae.config import resolvers
 from vae.config.resolvers import parallel_jobs
 from vae.utils.progress import ReportedBar, progress_bar
+from vae.utils.signals import interrupt_worker
 
 SHORT = [*TINY, "training.steps=3", "tracking.projected=0"]
 
@@ -239,6 +245,31 @@ def test_only_processes_with_a_running_job_are_interrupted(display, tmp_path, mo
     assert interrupted == [12, 13]
     interrupt_jobs()  # a second signal
     assert interrupted == [12, 13]
+
+
+def test_a_worker_that_is_interrupted_outside_training_ends_its_job(tmp_path, monkeypatch):
+    """The default effect of the signal would be that joblib kills all other workers."""
+    hydra_config = SimpleNamespace(
+        mode=RunMode.MULTIRUN,
+        runtime=SimpleNamespace(cwd=str(tmp_path), output_dir=str(tmp_path / "run")),
+        launcher=SimpleNamespace(_target_="joblib"),
+        overrides=SimpleNamespace(task=[]),
+    )
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra_config)
+    monkeypatch.setattr(OutputFolder, "sweep", None)
+    monkeypatch.setattr(OutputFolder, "existed", False)
+    monkeypatch.setattr(command, "_train", lambda *arguments: interrupt_worker(os.getpid()))
+    monkeypatch.setattr(command, "end_worker", sys.exit)
+    handler = signal.signal(signal.SIGUSR2, lambda number, frame: None)
+    try:
+        with pytest.raises(SystemExit) as end:
+            command.job.__wrapped__(OmegaConf.create({"resume": None, "on_failure": "continue"}))
+    finally:
+        signal.signal(signal.SIGUSR2, handler)
+    assert end.value.code == 128 + signal.SIGUSR2
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")
