@@ -74,8 +74,8 @@ def limit_threads() -> None:
     """Let torch use at most four threads, or as many as OMP_NUM_THREADS says.
 
     The matrix products of a training step are so small that more threads mostly wait for each
-    other. See "Threads" in docs/performance.md. Torch would prefer
-    MKL_NUM_THREADS, which joblib sets in its workers.
+    other. See "Threads" in docs/performance.md. OMP_NUM_THREADS is applied here because torch
+    prefers MKL_NUM_THREADS, which joblib sets in its workers.
     """
     import torch
 
