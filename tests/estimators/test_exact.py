@@ -80,7 +80,7 @@ def test_more_codes_than_the_limit_are_refused():
     logits, f = torch.randn(B, N, K), squared_error(torch.randn(N, K), torch.zeros(1))
     Exact(limit=K**N)(logits, f, 0)
     too_small = Exact(limit=K**N - 1)
-    message = rf"{K}\*\*{N} .* {K**N - 1}$"
+    message = rf"{K}\*\*{N} .* {K**N - 1}; use fewer latents"
     with pytest.raises(ValueError, match=message):
         too_small.check(N, K)
     with pytest.raises(ValueError, match=message):
