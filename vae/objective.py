@@ -138,8 +138,8 @@ class ImportanceWeighted(TrainingObjective):
 class VIMCO(TrainingObjective):
     """Minimise the negative importance-weighted bound at S samples of q, without an estimator.
 
-    The bound L(w_1, ..., w_S) is not the expectation of a function of one code, so VIMCO has a
-    gradient of its own instead of an estimator. The score of sample i is weighted by
+    The bound L(w_1, ..., w_S) is not the expectation of a function of one code, so no
+    estimator can give its gradient, and VIMCO computes it. The score of sample i is weighted by
 
         L(w_1, ..., w_S) - L(w_1, ..., m_i, ..., w_S),
 

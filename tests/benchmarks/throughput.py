@@ -91,7 +91,7 @@ def main() -> None:
     columns = [f"seconds, {runs} runs of {epochs} epochs" for epochs in (short, long)]
     rate = f"runs of {arguments.length} epochs per hour"
     print(hardware_line(hardware()))
-    print(table(["way", *columns, "seconds per epoch of a run", rate], rows))
+    print(table(["way", *columns, "seconds of the study per epoch and run", rate], rows))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
         (short, long),
         (
             "20 epochs, Adam 5e-4, one seed or three",
-            "160 epochs, published settings, 3 to 10 seeds",
+            "160 epochs, published settings, 1 to 10 seeds",
         ),
         strict=True,
     ):

@@ -161,7 +161,7 @@ def test_a_gradient_whose_norm_overflows_is_found_also_if_it_is_clipped():
 
 
 def test_the_gradient_of_each_replica_is_clipped_by_its_own_norm(noise):
-    """The gradient of replica 0 is a thousand times as long as the gradients of the others."""
+    """The gradient of replica 0 is a thousand times as long as that of any other replica."""
 
     def make(seed: int) -> TrainingObjective:
         beta = 1000.0 if seed == 0 else 1.0

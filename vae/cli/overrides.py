@@ -24,8 +24,8 @@ def override(key: str, value: str) -> str:
     """Return the override that sets a key to exactly this text.
 
     Hydra reads some values as numbers or lists, and refuses others: a path that contains a space,
-    a bracket, an equals sign or an umlaut must be quoted. The shell needs quotes of its own around
-    the override.
+    a bracket, an equals sign or an umlaut must be quoted. The shell needs another
+    pair of quotes around the override.
     """
     word = f"{key}={value}"
     literal = value.replace("${", r"\${")  # OmegaConf would read an interpolation

@@ -1,8 +1,8 @@
 """The failed jobs of a sweep: each job records its failure, and the sweep reports all of them.
 
 Jobs may run in other processes or on other machines, so a failure is a file in the sweep's folder.
-Every start of a sweep has records of its own, and no record is ever removed: several processes may
-share the folder of a sweep. This module imports no torch, so that `--help` is fast.
+Each time a sweep is started, it writes its records to a new folder. No record is ever removed,
+because several processes may share the folder of a sweep. This module imports no torch, so that `--help` is fast.
 """
 
 import json

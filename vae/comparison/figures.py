@@ -323,7 +323,7 @@ def _thin_out(steps: pd.Index) -> pd.Index:
 def _add_tooltip(axes: Axes, x: float, y: float, text: str) -> None:
     """Give a point a tooltip, by an invisible marker that is easy to hit.
 
-    The marker is an artist of its own, because matplotlib leaves out markers off the canvas.
+    Each marker is drawn by a separate call, because matplotlib leaves out markers off the canvas.
     """
     axes.plot(x, y, "o", alpha=0, markersize=10, gid=_TOOLTIP + text)
 

@@ -24,12 +24,12 @@ def write_means(comparisons: Mapping[str, Comparison], folder: Path) -> None:
     The runs of a group differ in their seed alone. At each step, the mean and the band of one
     standard deviation are those of the runs that were evaluated at this step. A group of one run
     has no band. The TensorBoard runs are named after the groups. If there are several data sets,
-    each has a folder of its own.
+    there is a folder for each of them.
 
     Args:
         comparisons: The comparison of each data set, by title.
         folder: Where the TensorBoard runs are written. Means of an earlier call are replaced, and
-            those of groups that no longer exist are removed.
+            the means of groups that no longer exist are removed.
 
     Raises:
         UserError: The metrics of a run can no longer be read, or there is a run where the means

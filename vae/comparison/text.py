@@ -66,10 +66,10 @@ def render_rows(
 def render_columns(
     title: str, columns: list[list[str]], label_count: int, width: int | None, hint: str
 ) -> str:
-    """Return columns of text as a table below its title, and a line about what does not fit.
+    """Return columns of text as a table below its title.
 
-    The hint is on the line after that one. It is never wrapped, so that a command in it can be
-    pasted.
+    If columns do not fit, their headings and the hint follow the table. The hint is a line that is
+    never wrapped, so that a command in it can be pasted.
 
     Args:
         title: The title of the table.

@@ -45,7 +45,7 @@ class TopLevelKeys:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that one training run is made of, built and checked.
+    """The checked parts of a training run.
 
     Attributes:
         source: Where the data come from; they are not read yet.
@@ -79,7 +79,7 @@ class RunConfig:
 
     @property
     def stops_before_last_epoch(self) -> bool:
-        """Whether `training.steps` ends the run before its epochs do."""
+        """Whether `training.steps` ends the run before its last epoch is complete."""
         steps = self.training.steps
         return steps is not None and steps < self.training.steps_of_all_epochs(
             self.source.train_size
@@ -104,7 +104,7 @@ class ExperimentConfig:
 
     @property
     def has_replicas(self) -> bool:
-        """Whether the runs are replicas, in folders below the folder of the experiment."""
+        """Whether the runs are replicas. Their folders lie in the folder of the experiment."""
         return self.shared_values is not None
 
 
@@ -237,7 +237,7 @@ def _check_objective_takes(target: object, estimator: Estimator) -> None:
     takes = objective.takes_estimator
     if takes is None:
         raise UserError(
-            f"estimator: {objective.__name__} has a gradient of its own and takes no estimator; "
+            f"estimator: {objective.__name__} computes its gradient without an estimator; "
             "add '~estimator'"
         )
     if not isinstance(estimator, takes):

@@ -108,7 +108,8 @@ def _first_breaks(h: Tensor, samples: int) -> Tensor:
     ends = torch.zeros_like(uniform[:1]), torch.ones_like(uniform[:1])
     d = torch.cat([ends[0], uniform, ends[1]]).diff(dim=0).flip(0)  # (S, B, N, K), flat Dirichlet
     u = (1 - d).pow(samples - 1)
-    # The first u is in [0, 1) and the others are in (0, 1], so each is below h with probability h.
+    # The first u is in [0, 1), and the later ones are in (0, 1]. With < for the first and <= for
+    # the later ones, each breaks with probability h.
     breaks = torch.cat([u[:1] < h, u[1:] <= h])  # true at the end, where h = 1
     return breaks.to(torch.uint8).argmax(-1)
 

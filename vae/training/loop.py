@@ -25,15 +25,15 @@ def train(
 ) -> list[TrainingResult | Diverged]:
     """Train the model and the estimator of each run, and leave its checkpoints in its folder.
 
-    Several runs are replicas: they take the same steps at the same time, each with weights,
-    batches, noise and schedules of its own (see `vae.training.stacked`). A replica that diverges
-    or runs out of patience keeps its last checkpoint, and the others continue.
+    Several runs are replicas: they take the same steps at the same time, with separate weights,
+    batches, noise and schedules (see `vae.training.stacked`). A replica that diverges
+    or runs out of patience keeps its last checkpoint, and all other replicas continue.
 
     Runs with a checkpoint resume from it. On the CPU, a run that was killed and resumed equals an
     undisturbed run bit for bit, if both use the same number of threads. The objectives draw from
     torch's default generator, which the caller has seeded if the device is the CPU. The batches
-    draw from one generator per run, and evaluation and pictures have generators of their own, so
-    they do not change training. After a signal, the current step is completed, checkpoints are
+    draw from one generator per run, and evaluation and pictures use other generators, so they do not
+    change training. After a signal, the current step is completed, checkpoints are
     saved, and the run ends.
 
     Returns:
