@@ -26,12 +26,17 @@ def run_in_new_process(*arguments: object, folder: str | None = None) -> Any:
     From the second time on, Python finds compiled byte-code, as it usually does.
     """
     command = [sys.executable, str(Path(sys.argv[0]).resolve()), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": _bytecode_folder().name}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # imports would take more than twice as long
     process = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, cwd=folder, env=environment
+        command, check=True, stdout=subprocess.PIPE, cwd=folder, env=benchmark_environment()
     )
     return json.loads(process.stdout.splitlines()[-1])
+
+
+def benchmark_environment() -> dict[str, str]:
+    """Return an environment for processes that share a temporary folder of byte-code."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": _bytecode_folder().name}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # imports would take more than twice as long
+    return environment
 
 
 @cache

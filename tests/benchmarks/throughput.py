@@ -18,14 +18,13 @@ the next round has the opposite order. The table has the minimum over rounds.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import hardware, hardware_line, table
+from common import benchmark_environment, hardware, hardware_line, table
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 ESTIMATORS = "straight_through_gumbel", "reinmax"
@@ -45,7 +44,7 @@ def ways(seeds: int) -> dict[str, list[str]]:
 def seconds_of_study(overrides: list[str]) -> float:
     """Run a sweep over the estimators in an empty folder and return its seconds."""
     command = [sys.executable, str(TRAIN), "-m", f"estimator={','.join(ESTIMATORS)}", *overrides]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment = benchmark_environment()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         done = subprocess.run(
@@ -75,6 +74,7 @@ def main() -> None:
     data = ["data=mnist_5k"] if root is None else ["data=mnist", f"data.root={root.resolve()}"]
     runs = len(ESTIMATORS) * arguments.seeds
     seconds: dict[tuple[str, int], list[float]] = {}
+    seconds_of_study(["seed=0", "training.epochs=1", *data])  # compiles byte-code
     for number in range(arguments.rounds):
         for way, overrides in list(ways(arguments.seeds).items())[:: -1 if number % 2 else 1]:
             for epochs in (short, long):

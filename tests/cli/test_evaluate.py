@@ -286,7 +286,7 @@ def test_runs_that_do_not_count_are_named_with_the_reason(measured, tmp_path, ev
     assert status == 0
     assert [line for line in complaints(errors) if line.startswith("not counted")] == [
         f"not counted, unfinished: {one}",
-        f"not counted, seed 1 is already counted: {copy}",
+        f"not counted, with a repeated seed (1): {copy}",
     ]
 
 

@@ -132,8 +132,9 @@ def sweep_config(workers: int = 2, jobs: int = 3, **config: object) -> DictConfi
 @pytest.fixture
 def callback(tmp_path, monkeypatch) -> Iterator[SweepProgress]:
     """Return the callback, whose changes to this process are undone."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is restored
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(OutputFolder, "sweep", None)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
@@ -161,7 +162,7 @@ def test_each_process_has_the_threads_that_the_user_chooses(
     if chosen is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     callback.on_multirun_start(sweep_config())
-    assert os.environ["OMP_NUM_THREADS"] == threads
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == threads
 
 
 def test_joblib_on_one_core_prints_what_the_jobs_print(callback, monkeypatch):
@@ -252,16 +253,16 @@ def test_a_worker_that_is_interrupted_outside_training_ends_its_job(tmp_path, mo
     hydra_config = SimpleNamespace(
         mode=RunMode.MULTIRUN,
         runtime=SimpleNamespace(cwd=str(tmp_path), output_dir=str(tmp_path / "run")),
-        launcher=SimpleNamespace(_target_="joblib"),
         overrides=SimpleNamespace(task=[]),
     )
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra_config)
     monkeypatch.setattr(OutputFolder, "sweep", None)
-    monkeypatch.setattr(OutputFolder, "existed", False)
+    monkeypatch.setattr(OutputFolder, "keeps_empty_folder", False)
     monkeypatch.setattr(command, "_train", lambda *arguments: interrupt_worker(os.getpid()))
     monkeypatch.setattr(command, "end_worker", sys.exit)
+    monkeypatch.setattr(command, "_IS_JOBLIB_WORKER", True)
     handler = signal.signal(signal.SIGUSR2, lambda number, frame: None)
     try:
         with pytest.raises(SystemExit) as end:

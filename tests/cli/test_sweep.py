@@ -274,7 +274,7 @@ def test_a_resumed_sweep_removes_the_new_folders_of_jobs_that_fail_early(train, 
 
 def test_a_worker_knows_which_folders_are_new(tmp_path, monkeypatch):
     monkeypatch.setattr(OutputFolder, "sweep", None)
-    monkeypatch.setattr(OutputFolder, "existed", False)
+    monkeypatch.setattr(OutputFolder, "keeps_empty_folder", False)
     (tmp_path / "old").mkdir()
     callback = OutputFolder(failed="failed")
     callback.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
@@ -282,7 +282,7 @@ def test_a_worker_knows_which_folders_are_new(tmp_path, monkeypatch):
     for name in ("old", "new"):
         runtime = {"output_dir": str(tmp_path / name)}
         worker_callback.on_job_start(OmegaConf.create({"hydra": {"runtime": runtime}}))
-        assert OutputFolder.existed == (name == "old")
+        assert OutputFolder.keeps_empty_folder == (name == "old")
 
 
 # On a cluster

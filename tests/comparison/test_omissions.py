@@ -27,9 +27,9 @@ def test_runs_that_do_not_count_are_named_once_per_reason_in_all_data_sets():
     )
     assert sorted(excluded_runs(comparisons.values())) == [
         "not counted, diverged: 2/b/0",
-        "not counted, seed 0 is already counted: 4/a/0",
         "not counted, unfinished: 1/a/0, 3/b/0",
         "not counted, whose ELBO is not finite: 5/a/1",
+        "not counted, with a repeated seed (0): 4/a/0",
         "not counted, without a model: 6/a/2",
     ]
 

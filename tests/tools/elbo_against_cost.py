@@ -28,7 +28,7 @@ def main() -> None:
         panels,
         (short, long),
         (
-            "20 epochs, Adam 5e-4, one seed or three",
+            "20 epochs, Adam 5e-4, 1 to 4 runs",
             "160 epochs, published settings, 1 to 10 seeds",
         ),
         strict=True,

@@ -10,8 +10,7 @@ from vae.utils.runtime import limit_threads, without_garbage_collection
 
 
 @pytest.mark.parametrize(
-    ("chosen", "threads", "expected"),
-    [(None, 64, 4), (None, 2, 2), ("64", 64, 64), ("1", 2, 1), ("x", 8, 8)],
+    ("chosen", "threads", "expected"), [(None, 64, 4), (None, 2, 2), ("64", 64, 64)]
 )
 def test_training_uses_few_threads_unless_the_user_chooses(monkeypatch, chosen, threads, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

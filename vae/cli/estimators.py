@@ -23,7 +23,8 @@ _SEED = 60_000  # of the initial weights of learned baselines and control variat
 def expand_names(names: Iterable[str]) -> list[str]:
     """Return the names of estimators; `all` stands for all options except `exact`.
 
-    `exact` is what all others are compared with, and large codes cannot be enumerated.
+    `exact` is left out because it is the reference of the comparison, and because it fails if the
+    codes are too many to enumerate.
 
     Raises:
         UserError: There is no option with such a name.

@@ -58,7 +58,7 @@ class LogReporter(logging.Handler):
 
 
 class SweepProgress(Callback):
-    """A Hydra callback that shows the progress of a sweep on several processes."""
+    """A Hydra callback that limits the processes of a sweep and shows their progress."""
 
     display: ClassVar["Display | None"] = None
     """The display of the sweep that this process has started; None in every other process."""
@@ -89,7 +89,10 @@ class SweepProgress(Callback):
         launcher.n_jobs = min(workers, jobs)
         if launcher.n_jobs == 1:  # joblib runs the jobs in this process
             return
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # else joblib divides the cores among them
+        # Without these variables joblib would divide the cores among the processes. Torch prefers
+        # the second one.
+        threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("MKL_NUM_THREADS", threads)
         self._reports = tempfile.mkdtemp(prefix="sweep-")
         SweepProgress.display = Display(Path(self._reports), jobs)
 
@@ -157,7 +160,8 @@ def _report_end(interrupted: bool = False) -> None:
     """Report that the job of this worker process has ended. A second report changes nothing."""
     file = SweepProgress.job_file
     if file is not None:
-        SweepProgress.job = {"ended": time.time(), "interrupted": interrupted} | SweepProgress.job
+        if "ended" not in SweepProgress.job:
+            SweepProgress.job |= {"ended": time.time(), "interrupted": interrupted}
         _write_json(file, SweepProgress.job)
 
 

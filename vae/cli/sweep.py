@@ -2,7 +2,8 @@
 
 Jobs may run in other processes or on other machines, so a failure is a file in the sweep's folder.
 Each time a sweep is started, it writes its records to a new folder. No record is ever removed,
-because several processes may share the folder of a sweep. This module imports no torch, so that `--help` is fast.
+because several processes may share the folder of a sweep. This module imports no torch, so that
+`--help` is fast.
 """
 
 import json
@@ -43,8 +44,8 @@ class OutputFolder(Callback):
     sweep: ClassVar[Path | None] = None
     """The folder of the sweep; None in a process that has started no sweep, such as a worker."""
 
-    existed: ClassVar[bool] = False
-    """Whether the folder of this process's job existed before the command was started."""
+    keeps_empty_folder: ClassVar[bool] = False
+    """Whether the folder of this process's job is kept although it is empty, as it was before."""
 
     _records: ClassVar[Path]
 
@@ -52,25 +53,25 @@ class OutputFolder(Callback):
         """Take the folder for the records of failed jobs: the same in every worker of a sweep."""
         self._failed = failed
         self._sweep_existed = False
-        self._existing: list[str] = []  # the workers receive it with a copy of the callback
+        self._folders_to_keep: list[str] = []  # the workers receive it with a copy of the callback
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note that this process runs a single job."""
         OutputFolder.sweep = None
         with suppress(OmegaConfBaseException):  # Hydra reports it when it creates the folder
             if Path(config.hydra.run.dir).exists():
-                self._existing = [os.path.abspath(config.hydra.run.dir)]
+                self._folders_to_keep = [os.path.abspath(config.hydra.run.dir)]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember the folder of the sweep, empty folders in it, and the folder of its records."""
         OutputFolder.sweep = Path(config.hydra.sweep.dir).absolute()
         self._sweep_existed = OutputFolder.sweep.exists()
-        self._existing = empty_folders(OutputFolder.sweep)
+        self._folders_to_keep = empty_folders(OutputFolder.sweep)
         OutputFolder._records = Path(self._failed).absolute()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember whether the folder of the job is new."""
-        OutputFolder.existed = config.hydra.runtime.output_dir in self._existing
+        """Note whether an empty folder of the job was there before."""
+        OutputFolder.keeps_empty_folder = config.hydra.runtime.output_dir in self._folders_to_keep
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove the sweep's folder if it holds nothing but Hydra's multirun.yaml."""

@@ -54,7 +54,8 @@ register_resolvers()  # here: worker processes import this module and need the r
 
 # A worker process of joblib imports this module with its first job. If a signal ended the worker,
 # joblib would kill all other workers before they have saved a checkpoint.
-if multiprocessing.current_process().name.startswith("LokyProcess"):
+_IS_JOBLIB_WORKER = multiprocessing.current_process().name.startswith("LokyProcess")
+if _IS_JOBLIB_WORKER:
     obey_only_parent(end_worker)
 
 
@@ -109,7 +110,6 @@ def job(config: DictConfig) -> float | None:
     folder = created_folder if config.resume is None else Path(str(config.resume))
     overrides = list(hydra_config.overrides.task)
     is_worker = sweeping and OutputFolder.sweep is None
-    is_joblib_worker = is_worker and "joblib" in hydra_config.launcher._target_
     try:
         if not sweeping:
             refuse_ignored_overrides([*hydra_config.overrides.hydra, *overrides], sweep=False)
@@ -118,13 +118,13 @@ def job(config: DictConfig) -> float | None:
         elif config.on_failure == "stop" and failed_jobs_folder().exists():
             log.warning("not started, because another run of the sweep has failed")
             return None
-        with interruptible_by_parent() if is_joblib_worker else nullcontext():
+        with interruptible_by_parent() if _IS_JOBLIB_WORKER else nullcontext():
             return _train(config, folder, overrides, sweeping)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if OutputFolder.sweep is not None:
             raise  # to `main`, which knows how to resume the sweep
         _remove_if_unused(created_folder)
-        if is_joblib_worker:  # joblib would go on with the next job
+        if _IS_JOBLIB_WORKER:  # joblib would go on with the next job
             end_worker(_as_interrupted(interruption).status)
         # The process that has started a worker says how to resume.
         sys.exit(_report_interruption(interruption, "" if is_worker else _how_to_resume(folder)))
@@ -227,7 +227,7 @@ def _move_flag_to_the_front() -> None:
 
 def _remove_if_unused(created_folder: Path) -> None:
     """Remove the folder that Hydra has created for a run in which nothing was saved."""
-    if not OutputFolder.existed:
+    if not OutputFolder.keeps_empty_folder:
         remove_if_empty(created_folder)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from vae.config.describe import describe_settings, method_name
 from vae.config.load import SavedRun
@@ -46,7 +45,7 @@ class DataCache:
         """
         source = run.source(self._root)
         if source not in self._data_sets:
-            data = source.load(torch.device("cpu"))
+            data = run.data(self._root)
             self._data_sets[source] = data, digest(data)
         return self._data_sets[source]
 

@@ -34,7 +34,7 @@ _MOST_COMMON = [  # each has a colour; all other options share these colours
 _LEGEND_ROWS = 40
 _TOOLTIP = "tooltip: "  # the group ids of artists that have a tooltip begin with this
 _TOOLTIPS_PER_CURVE = 25
-_IN_LEGEND = "legend: "  # labels begin with this, because a legend lacks labels that begin with _
+_IN_LEGEND = "legend: "  # matplotlib hides labels that begin with _; `_add_legend` removes this
 _NAMESPACES = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
 _NO_NOISE, _WORST_BIAS = 0.02, 2.0  # relative; beyond them, an estimator is named and not drawn
 

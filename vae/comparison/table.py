@@ -5,7 +5,6 @@ that differ between groups, never from the name of a folder.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -33,9 +32,6 @@ _IGNORED_KEYS = (
     "tracking",
 )
 """Keys that do not change what a run learns, and therefore do not separate groups."""
-
-_REPEATED_SEED = re.compile("seed (.*) is already counted")
-"""The reason for which a second run with the same settings and the same seed does not count."""
 
 
 class Selection(NamedTuple):
@@ -172,7 +168,7 @@ def _exclusion_reasons(runs: pd.DataFrame, model: Which | None) -> pd.Series:
     reasons = reasons.mask(run["status"] != "finished", run["status"])
     repeated = run[reasons.isna()].duplicated(["group", "seed"])
     seeds = run["seed"].astype(str)[repeated[repeated].index]
-    return reasons.fillna("seed " + seeds + " is already counted")
+    return reasons.fillna("with a repeated seed (" + seeds + ")")
 
 
 def _rank(runs: pd.DataFrame, labels: pd.Index, selection: Selection) -> pd.Index:
@@ -352,10 +348,7 @@ def _note(comparison: Comparison, label: str) -> str:
     """Return what to know about a group: few seeds, excluded runs, mixed revisions or devices."""
     runs, others = comparison.runs_of(label), comparison.excluded
     few = [f"n < {ENOUGH_SEEDS}"] if len(runs) < ENOUGH_SEEDS else []
-    excluded = Counter(
-        _REPEATED_SEED.sub(r"with a repeated seed (\1)", reason)
-        for reason in others[others["group"] == label]["reason"]
-    )
+    excluded = Counter(others[others["group"] == label]["reason"])
     distinct = {name: len(set().union(*sets)) for name, sets in part(runs, "made_with").items()}
     mixed = [f"{count} {name}" for name, count in distinct.items() if count > 1]
     return ", ".join([*few, *(f"{count} {reason}" for reason, count in excluded.items()), *mixed])

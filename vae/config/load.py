@@ -212,8 +212,9 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     for key in ("latents", "categories", "seed"):
         if not isinstance(values.get(key), int):
             raise UserError(f"{file} has no {key}")
-    if (text := next(_interpolations(values), None)) is not None:
-        raise UserError(f"{file} holds {text}, and run folders may not use interpolations")
+    for node in _nodes(values):
+        if isinstance(node, str) and "${" in node:
+            raise UserError(f"{file} holds {node}, and run folders may not use interpolations")
     for target in foreign_targets(values):
         raise UserError(f"{file} names {target}, which is not a class that run folders may use")
     for group in ("model", "objective", "estimator"):
@@ -233,7 +234,9 @@ def foreign_targets(values: object) -> list[object]:
 
     Run folders are data that people share, so they may name only such classes.
     """
-    return [target for target in _targets(values) if not _is_part_of_runs(target)]
+    groups = (node for node in _nodes(values) if isinstance(node, dict))
+    targets = [group["_target_"] for group in groups if "_target_" in group]
+    return [target for target in targets if not _is_part_of_runs(target)]
 
 
 _PARTS_OF_RUNS = (
@@ -253,26 +256,14 @@ def _is_group(value: object) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def _targets(node: object) -> Iterator[object]:
-    """Yield every `_target_` in a configuration."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
-
-
-def _interpolations(node: object) -> Iterator[str]:
-    """Yield every key and value of a configuration that OmegaConf would interpolate."""
+def _nodes(node: object) -> Iterator[object]:
+    """Yield a configuration and everything in it: groups, lists, keys and values."""
+    yield node
     if isinstance(node, dict):
         node = [*node.keys(), *node.values()]
     if isinstance(node, list):
         for value in node:
-            yield from _interpolations(value)
-    if isinstance(node, str) and "${" in node:
-        yield node
+            yield from _nodes(value)
 
 
 def _is_part_of_runs(target: object) -> bool:

@@ -12,7 +12,7 @@ Index = int | Tensor
 
 
 class Batches:
-    """Batches of training images for R replicas. Each replica has its own order.
+    """Batches of training images for R replicas. Each replica draws an order of the images.
 
     Every batch is full. The images that are left over at the end of the permutation are not shown
     in that epoch. Each replica draws its order (and, with dynamic binarisation, its pixels) from

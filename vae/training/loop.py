@@ -32,9 +32,9 @@ def train(
     Runs with a checkpoint resume from it. On the CPU, a run that was killed and resumed equals an
     undisturbed run bit for bit, if both use the same number of threads. The objectives draw from
     torch's default generator, which the caller has seeded if the device is the CPU. The batches
-    draw from one generator per run, and evaluation and pictures use other generators, so they do not
-    change training. After a signal, the current step is completed, checkpoints are
-    saved, and the run ends.
+    draw from one generator per run, and evaluation and pictures use other generators, so they do
+    not change training. After a signal, the current step is completed, checkpoints are saved, and
+    the run ends.
 
     Returns:
         For each run, the result of its training, or why it has diverged.

@@ -38,7 +38,7 @@ def _available_in_groups() -> Iterator[int]:
         for folder in (group, *group.parents):
             if not folder.is_relative_to(top):
                 break
-            # A container does not see the groups above its own, and "max" means no limit.
+            # A container sees no group above the group of the container. "max" means no limit.
             with suppress(OSError, ValueError):
                 free = int((folder / f"memory.{limit}").read_text())
                 free -= int((folder / f"memory.{usage}").read_text())

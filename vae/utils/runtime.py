@@ -71,17 +71,15 @@ def configure_process() -> None:
 
 
 def limit_threads() -> None:
-    """Let torch use at most four threads, or as many as OMP_NUM_THREADS says.
+    """Let torch use at most four threads, unless OMP_NUM_THREADS is set.
 
     The matrix products of a training step are so small that more threads mostly wait for each
-    other. See "Threads" in docs/performance.md. OMP_NUM_THREADS is applied here because torch
-    prefers MKL_NUM_THREADS, which joblib sets in its workers.
+    other. See "Threads" in docs/performance.md.
     """
     import torch
 
-    limit = os.environ.get("OMP_NUM_THREADS", str(_TRAINING_THREADS))
-    if limit.isdecimal() and int(limit):
-        torch.set_num_threads(min(torch.get_num_threads(), int(limit)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), _TRAINING_THREADS))
 
 
 def allow_open_files(count: int) -> None:
