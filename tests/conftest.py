@@ -76,7 +76,8 @@ def script(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     def run(name: str, *words: object, cwd: Path) -> tuple[int, str, str]:
         monkeypatch.chdir(cwd)
         # With so many threads for each run, the runs of a sweep are trained in this process.
-        monkeypatch.setenv("OMP_NUM_THREADS", str(joblib.cpu_count()))
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            monkeypatch.setenv(variable, str(joblib.cpu_count()))
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         with pytest.raises(SystemExit) as exit:
             runpy.run_path(str(ROOT / name), run_name="__main__")

@@ -74,7 +74,8 @@ def start_script(
         env: Variables that are added to the environment.
         **options: Further arguments of Popen.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    chosen_elsewhere = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in chosen_elsewhere}
     environment["PYTHONPATH"] = str(ROOT)  # also for processes that the script starts
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)

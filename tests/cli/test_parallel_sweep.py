@@ -262,7 +262,7 @@ def test_a_worker_that_is_interrupted_outside_training_ends_its_job(tmp_path, mo
     monkeypatch.setattr(OutputFolder, "keeps_empty_folder", False)
     monkeypatch.setattr(command, "_train", lambda *arguments: interrupt_worker(os.getpid()))
     monkeypatch.setattr(command, "end_worker", sys.exit)
-    monkeypatch.setattr(command, "_IS_JOBLIB_WORKER", True)
+    monkeypatch.setattr(command, "_is_joblib_worker", lambda: True)
     handler = signal.signal(signal.SIGUSR2, lambda number, frame: None)
     try:
         with pytest.raises(SystemExit) as end:

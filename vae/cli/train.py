@@ -52,10 +52,18 @@ log = logging.getLogger(__name__)
 
 register_resolvers()  # here: worker processes import this module and need the resolvers
 
+
+def _is_joblib_worker() -> bool:
+    """Return whether this process is a worker of joblib.
+
+    This is no constant, because workers receive `job` with the values of the constants it uses.
+    """
+    return multiprocessing.current_process().name.startswith("LokyProcess")
+
+
 # A worker process of joblib imports this module with its first job. If a signal ended the worker,
 # joblib would kill all other workers before they have saved a checkpoint.
-_IS_JOBLIB_WORKER = multiprocessing.current_process().name.startswith("LokyProcess")
-if _IS_JOBLIB_WORKER:
+if _is_joblib_worker():
     obey_only_parent(end_worker)
 
 
@@ -118,13 +126,13 @@ def job(config: DictConfig) -> float | None:
         elif config.on_failure == "stop" and failed_jobs_folder().exists():
             log.warning("not started, because another run of the sweep has failed")
             return None
-        with interruptible_by_parent() if _IS_JOBLIB_WORKER else nullcontext():
+        with interruptible_by_parent() if _is_joblib_worker() else nullcontext():
             return _train(config, folder, overrides, sweeping)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if OutputFolder.sweep is not None:
             raise  # to `main`, which knows how to resume the sweep
         _remove_if_unused(created_folder)
-        if _IS_JOBLIB_WORKER:  # joblib would go on with the next job
+        if _is_joblib_worker():  # joblib would go on with the next job
             end_worker(_as_interrupted(interruption).status)
         # The process that has started a worker says how to resume.
         sys.exit(_report_interruption(interruption, "" if is_worker else _how_to_resume(folder)))

@@ -52,6 +52,8 @@ def write_means(comparisons: Mapping[str, Comparison], folder: Path) -> None:
             written.add(group_folder)
             if find_runs(group_folder):  # TensorBoard would no longer show its curves
                 raise UserError(f"{group_folder} holds a run; write the means to another folder")
+            for file in group_folder.glob(f"*{_SUFFIX}"):
+                file.unlink()
             names = [name for name in BANDS if name in metrics]
             with ReplicaMeanWriter(group_folder, suffix=_SUFFIX) as writer:
                 for step in sorted(metrics["step"].unique()):
